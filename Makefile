@@ -1,0 +1,36 @@
+# Two commands for a newcomer: `make serve` and `make test`.
+PYTHON ?= python3
+export OPENBLAS_NUM_THREADS ?= 1
+
+.PHONY: serve test check format demo clean
+
+serve: .venv-serve/ready  ## set up the server's environment (no torch) and serve models/ on port 8000
+	.venv-serve/bin/python -m service
+
+test: .venv/ready  ## set up everything and run the tests
+	.venv/bin/python -m pytest
+
+check: .venv/ready  ## lint and types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy service encoders training model_export
+
+format: .venv/ready
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+demo: .venv/ready  ## the whole chain on a few clips: train tiny, export, serve, embed
+	.venv/bin/python -m benchmarks.demo
+
+clean:
+	rm -rf .venv .venv-serve build
+
+.venv-serve/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-serve
+	.venv-serve/bin/pip install --quiet '.[cpu,bulk]'
+	touch $@
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet '.[cpu,bulk,train,dev]'
+	touch $@
