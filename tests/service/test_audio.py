@@ -1,0 +1,283 @@
+import contextlib
+import csv
+import io
+import struct
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from service import audio
+from service.audio import AudioStream, decode
+from service.errors import AudioMissing, AudioTooLong, AudioTooShort, AudioUnreadable, ViolaError
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+ROWS = csv.DictReader((FIXTURES / "fixtures.csv").read_text().splitlines())
+CLIPS = [row for row in ROWS if "invalid" not in row["file"]]
+
+
+def sine(frequency_hz: float, rate_hz: int, duration_s: float = 1.0, amplitude: float = 0.5) -> np.ndarray:
+    times_s = np.arange(int(rate_hz * duration_s)) / rate_hz
+    return (amplitude * np.sin(2 * np.pi * frequency_hz * times_s)).astype(np.float32)
+
+
+def wav(samples: np.ndarray, rate_hz: int, subtype: str = "FLOAT", container: str = "WAV") -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate_hz, subtype=subtype, format=container)
+    return file.getvalue()
+
+
+def ffmpeg(container: str, codec: str, samples: np.ndarray, rate_hz: int, *, video: bool = False) -> bytes:
+    """samples (n,) as a stereo file made by FFmpeg, with a picture before the sound if asked for."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        if video:
+            picture = out.add_stream("mpeg4", rate=25, width=64, height=64, pix_fmt="yuv420p")
+        sound = out.add_stream(codec, rate=rate_hz, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(np.stack([samples, samples]), format="fltp", layout="stereo")
+        frame.sample_rate = rate_hz
+        sound.codec_context.open()
+        resampler = av.AudioResampler(
+            sound.format, "stereo", rate_hz, frame_size=sound.codec_context.frame_size or 1024
+        )
+        if video:
+            image = av.VideoFrame(64, 64, "yuv420p")
+            image.pts, image.time_base = 0, Fraction(1, 25)
+            out.mux([*picture.encode(image), *picture.encode(None)])
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            out.mux(sound.encode(part))
+        out.mux(sound.encode(None))
+    return file.getvalue()
+
+
+def without_length(flac: bytes) -> bytes:
+    """As a program writes it that streams: the header says "unknown" for the number of samples."""
+    return flac[:21] + bytes([flac[21] & 0xF0]) + bytes(4) + flac[26:]
+
+
+def loudest_hz(samples: np.ndarray, rate_hz: int) -> float:
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
+    return float(spectrum.argmax() * rate_hz / len(samples))
+
+
+@pytest.mark.parametrize("row", CLIPS, ids=lambda row: row["file"])
+def test_every_fixture_decodes_to_16_khz_mono_of_its_duration(row: dict[str, str]) -> None:
+    waveform = decode(FIXTURES / row["file"], sample_rate=16_000)
+    assert waveform.duration_s == pytest.approx(float(row["duration_s"]), abs=1e-4)
+    assert len(waveform.samples) == pytest.approx(16_000 * waveform.duration_s, abs=1)
+    assert waveform.samples.dtype == np.float32
+    assert waveform.samples.ndim == 1
+    assert np.abs(waveform.samples).max() <= 1
+    assert waveform.samples.any() or "silence" in row["file"]
+
+
+def test_bytes_a_file_and_a_path_give_the_same(fixtures_dir: Path) -> None:
+    path = fixtures_dir / "trumpet_44k1_stereo.ogg"
+    from_path = decode(path, sample_rate=16_000).samples
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(decode(file, sample_rate=16_000).samples, from_path)
+    np.testing.assert_array_equal(decode(path.read_bytes(), sample_rate=16_000).samples, from_path)
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000])
+def test_a_tone_keeps_its_pitch_and_loudness_at_any_rate(rate_hz: int) -> None:
+    waveform = decode(wav(sine(1000, rate_hz), rate_hz), sample_rate=16_000)
+    assert loudest_hz(waveform.samples, 16_000) == pytest.approx(1000, abs=1)
+    assert np.abs(waveform.samples[1000:-1000]).max() == pytest.approx(0.5, abs=0.005)
+
+
+def test_a_tone_above_the_new_nyquist_frequency_is_gone() -> None:
+    waveform = decode(wav(sine(10_000, 44_100), 44_100), sample_rate=16_000)
+    assert np.abs(waveform.samples[1000:-1000]).max() < 1e-3
+
+
+def test_channels_are_averaged() -> None:
+    channels = np.stack([np.full(100, value, dtype=np.float32) for value in (0.1, 0.2, 0.3, 0.6)], axis=1)
+    np.testing.assert_allclose(decode(wav(channels, 16_000), sample_rate=16_000).samples, 0.3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("subtype", "container", "step"),
+    [
+        ("PCM_U8", "WAV", 2**-7),
+        ("PCM_16", "WAV", 2**-15),
+        ("PCM_24", "WAV", 2**-23),
+        ("PCM_32", "WAV", 2**-24),
+        ("FLOAT", "WAV", 0),
+        ("DOUBLE", "WAV", 0),
+        ("ULAW", "WAV", 0.03),
+        ("ALAW", "WAV", 0.03),
+        ("MS_ADPCM", "WAV", 0.03),
+        ("IMA_ADPCM", "WAV", 0.03),
+        ("PCM_16", "FLAC", 2**-15),
+        ("PCM_16", "AIFF", 2**-15),
+        ("PCM_16", "RF64", 2**-15),
+        ("PCM_16", "AU", 2**-15),
+        ("PCM_16", "CAF", 2**-15),
+    ],
+)
+def test_samples_keep_their_value_up_to_the_step_of_the_encoding(
+    subtype: str, container: str, step: float
+) -> None:
+    tone = sine(440, 16_000)
+    waveform = decode(wav(tone, 16_000, subtype, container), sample_rate=16_000)
+    # The first samples of ADPCM lag behind while its step adapts; its last block is padded.
+    np.testing.assert_allclose(waveform.samples[20 : len(tone)], tone[20:], atol=step)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "rate_hz"),
+    [
+        ("ipod", "aac", 44_100),  # m4a
+        ("ipod", "alac", 44_100),
+        ("adts", "aac", 22_050),
+        ("webm", "libopus", 48_000),
+        ("matroska", "pcm_s24le", 44_100),
+    ],
+)
+def test_what_libsndfile_cannot_read_is_read_by_ffmpeg(container: str, codec: str, rate_hz: int) -> None:
+    waveform = decode(ffmpeg(container, codec, sine(1000, rate_hz), rate_hz), sample_rate=16_000)
+    assert waveform.duration_s == pytest.approx(1, abs=0.12)  # AAC counts its run-in
+    assert loudest_hz(waveform.samples, 16_000) == pytest.approx(1000, abs=2)
+    assert np.abs(waveform.samples[4000:12000]).max() == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_sound_of_a_film_is_taken() -> None:
+    film = ffmpeg("mp4", "aac", sine(1000, 44_100), 44_100, video=True)
+    assert loudest_hz(decode(film, sample_rate=16_000).samples, 16_000) == pytest.approx(1000, abs=2)
+
+
+def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "secret.wav").write_bytes(wav(sine(440, 16_000), 16_000))
+    playlist = f"ffconcat version 1.0\nfile {tmp_path / 'secret.wav'}\n"
+    with pytest.raises(AudioUnreadable, match="not audio in a known format"):
+        decode(playlist.encode(), sample_rate=16_000)
+
+
+def test_a_long_clip_resampled_in_blocks_is_as_if_in_one() -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 10 * 44_100).astype(np.float32)
+    assert len(noise) > 3 * audio.BLOCK_VALUES
+    whole = soxr.resample(noise, 44_100, 16_000, quality="HQ")
+    samples = decode(wav(noise, 44_100), sample_rate=16_000).samples
+    np.testing.assert_allclose(samples, whole, atol=1e-6)
+
+
+def test_a_stream_counts_the_seconds_it_has_read() -> None:
+    stream = AudioStream(wav(np.zeros(10 * 44_100), 44_100), sample_rate=16_000)
+    seconds = [stream.duration_s for _ in stream]
+    assert 0 < seconds[0] < seconds[-1] == 10
+
+
+def test_a_float_file_beyond_full_scale_is_clipped() -> None:
+    loud = np.array([0.5, 1.5, -3.0], dtype=np.float32)
+    np.testing.assert_array_equal(decode(wav(loud, 16_000), sample_rate=16_000).samples, [0.5, 1, -1])
+
+
+def test_integers_stored_as_floats_are_refused() -> None:
+    with pytest.raises(AudioUnreadable, match=r"samples reach 16000; .* scaled to"):
+        decode(wav(sine(440, 16_000) * 32_000, 16_000), sample_rate=16_000)
+
+
+@pytest.mark.parametrize(
+    ("file", "error", "sentence"),
+    [
+        ("empty.wav", AudioMissing, "the file is empty"),
+        ("no_frames.wav", AudioTooShort, "holds no samples"),
+        ("text.wav", AudioUnreadable, "not audio in a known format; send WAV, FLAC"),
+        ("truncated.flac", AudioUnreadable, "broken or ends early, .*; send the whole file"),
+        ("nan_inf_float32.wav", AudioUnreadable, "holds NaN or infinite samples"),
+    ],
+)
+def test_each_invalid_file_gets_its_own_sentence(
+    file: str, error: type[ViolaError], sentence: str, fixtures_dir: Path
+) -> None:
+    with pytest.raises(error, match=sentence):
+        decode(fixtures_dir / "invalid" / file, sample_rate=16_000)
+
+
+def test_a_flac_cut_between_two_of_its_frames_is_refused_too(fixtures_dir: Path) -> None:
+    whole = (fixtures_dir / "speech_16k_mono.flac").read_bytes()
+    sync = whole.index(b"\xff\xf8", len(whole) // 2)
+    with pytest.raises(AudioUnreadable, match="ends early"):
+        decode(whole[:sync], sample_rate=16_000)
+
+
+def test_a_wav_whose_header_was_never_completed_is_read_to_its_end() -> None:
+    streamed = bytearray(wav(sine(440, 16_000), 16_000, "PCM_16"))
+    at = streamed.index(b"data") + 4
+    streamed[at : at + 4] = struct.pack("<I", 0xFFFFFFFF)
+    assert len(decode(bytes(streamed), sample_rate=16_000).samples) == 16_000
+
+
+def test_a_flac_that_tells_no_length_is_read_to_its_end() -> None:
+    streamed = without_length(wav(sine(440, 16_000), 16_000, "PCM_16", "FLAC"))
+    waveform = decode(streamed, sample_rate=16_000, max_audio_s=2)
+    assert waveform.duration_s == 1
+
+
+def test_a_missing_file_is_said() -> None:
+    with pytest.raises(AudioMissing, match="cannot be opened: No such file"):
+        decode(Path("nowhere.wav"), sample_rate=16_000)
+
+
+def test_a_clip_over_the_limit_is_refused_by_its_header_before_it_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(soundfile.SoundFile, "read", None)
+    with pytest.raises(AudioTooLong, match=r"lasts 3.0 s by its header, at most 2.5 s are accepted"):
+        decode(wav(np.zeros(48_000), 16_000), sample_rate=16_000, max_audio_s=2.5)
+
+
+def test_a_bomb_whose_header_lies_is_refused_while_it_is_decoded() -> None:
+    bomb = without_length(wav(np.zeros(600 * 16_000), 16_000, "PCM_16", "FLAC"))
+    assert len(bomb) < 100_000
+    stream = AudioStream(bomb, sample_rate=16_000, max_audio_s=20)
+    with pytest.raises(AudioTooLong, match="or more, at most 20 s"):
+        list(stream)
+    assert stream.duration_s < 40
+
+
+@pytest.mark.parametrize("rate_hz", [10, 2_000_000])
+def test_an_absurd_sample_rate_is_refused(rate_hz: int) -> None:
+    with pytest.raises(AudioUnreadable, match=f"sample rate is {rate_hz} Hz; send one between"):
+        decode(wav(np.zeros(100), rate_hz), sample_rate=16_000)
+
+
+def test_damaged_files_give_samples_or_a_clear_error_and_nothing_else(fixtures_dir: Path) -> None:
+    random = np.random.default_rng(0)
+    names = [
+        "digit7_8k_mono_pcm16.wav",
+        "footstep_44k1_mono_short.ogg",
+        "fire_48k_mono.opus",
+        "rain_44k1_mono.mp3",
+    ]
+    clips = [(fixtures_dir / name).read_bytes() for name in [*names, "hihat_192k_mono.flac"]]
+    clips.append(ffmpeg("ipod", "aac", sine(440, 16_000, 0.2), 16_000))
+    for round_ in range(120):
+        damaged = bytearray(clips[round_ % len(clips)])
+        reach = len(damaged) if round_ % 2 else 200
+        for at in random.integers(0, reach, size=5):
+            damaged[at] = random.integers(256)
+        with contextlib.suppress(ViolaError):
+            assert np.isfinite(decode(bytes(damaged), sample_rate=16_000, max_audio_s=60).samples).all()
+
+
+def test_threads_decode_side_by_side(fixtures_dir: Path) -> None:
+    data = (fixtures_dir / "robin_44k1_stereo.mp3").read_bytes()
+    expected = decode(data, sample_rate=16_000).samples
+    found: list[np.ndarray] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(decode(data, sample_rate=16_000).samples))
+        for _ in "1234"
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert all(np.array_equal(samples, expected) for samples in found)

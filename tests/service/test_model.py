@@ -1,0 +1,242 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from service.errors import ModelFolderError
+from service.model import Card, Head, Model, load_card, padded_length, sha256_of, write_card
+
+MakeToy = Callable[..., Path]
+
+
+def log_mels(*lengths: int) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [random.normal(-8, 4, (16, n)).astype(np.float32) for n in lengths]
+
+
+def change_card(folder: Path, **changes: object) -> None:
+    path = folder / "card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def accept_changed_file(folder: Path, name: str) -> None:
+    """As an exporter would: the file is another one, and the card knows."""
+    card = load_card(folder)
+    write_card(folder, card.model_copy(update={"files": card.files | {name: sha256_of(folder / name)}}))
+
+
+def test_a_folder_is_loaded_with_its_card_and_heads(toy_model: Model) -> None:
+    assert toy_model.card.name == "toy"
+    assert (toy_model.device, toy_model.precision) == ("cpu", "float32")
+    assert sorted(toy_model.heads) == ["moods", "pets"]
+    assert toy_model.heads["pets"].labels == ("cat", "dog", "fish")
+
+
+def test_an_output_holds_the_sum_and_maximum_of_its_frames(toy_model: Model) -> None:
+    (output,) = toy_model.run(log_mels(101), frames=True)
+    assert output.count == 25
+    assert output.frames is not None
+    assert output.frames.shape == (25, 16)
+    np.testing.assert_allclose(output.sum, output.frames.sum(axis=0), rtol=1e-5)
+    np.testing.assert_array_equal(output.max, output.frames.max(axis=0))
+
+
+def test_frames_come_only_if_asked_for(toy_model: Model) -> None:
+    assert toy_model.run(log_mels(101))[0].frames is None
+
+
+def test_an_embedding_does_not_depend_on_its_batch(toy_model: Model) -> None:
+    clips = log_mels(4, 7, 50, 101, 103, 200)
+    together = toy_model.run(clips, frames=True)
+    for clip, output in zip(clips, together, strict=True):
+        (alone,) = toy_model.run([clip], frames=True)
+        assert alone.count == output.count
+        np.testing.assert_allclose(output.sum, alone.sum, rtol=1e-5)
+        np.testing.assert_allclose(output.max, alone.max, rtol=1e-5)
+        np.testing.assert_allclose(output.frames, alone.frames, rtol=1e-5, atol=1e-6)
+
+
+def test_a_clip_of_10_ms_is_padded_to_the_shortest_input(toy_model: Model) -> None:
+    click = np.full(160, 0.5, dtype=np.float32)
+    padded = np.concatenate([click, np.zeros(480, dtype=np.float32)])
+    assert toy_model.card.min_samples == 640
+    np.testing.assert_array_equal(toy_model.logmel(click), toy_model.logmel(padded))
+
+
+def test_a_log_mel_in_blocks_is_that_of_the_whole_clip(toy_model: Model) -> None:
+    samples = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+    blocks = toy_model.logmel_blocks(np.array_split(samples, 7))
+    np.testing.assert_array_equal(np.concatenate(list(blocks), axis=1), toy_model.logmel(samples))
+
+
+@given(n=st.integers(1, 5000))
+def test_padding_costs_less_than_an_eighth(n: int) -> None:
+    assert 0 <= padded_length(n, longest=1000) - n < max(8, n / 8)
+
+
+def test_lengths_are_few_and_a_full_window_is_one() -> None:
+    lengths = {padded_length(n, longest=1000) for n in range(1, 1001)}
+    assert len(lengths) == 40
+    assert padded_length(101, longest=1000) == 104
+    assert padded_length(999, longest=1000) == 1000
+
+
+def test_a_head_scores_as_computed_by_hand() -> None:
+    head = Head(
+        name="toy",
+        labels=("low", "high"),
+        task="multiclass",
+        scaler_mean=np.array([1, 1], dtype=np.float32),
+        scaler_std=np.array([2, 2], dtype=np.float32),
+        weight=np.array([[0, 0], [1, 1]], dtype=np.float32),
+        bias=np.array([0, np.log(3) - 2], dtype=np.float32),
+    )
+    scores = head.score(np.array([[3, 3]], dtype=np.float32))  # scaled (1, 1): logits (0, ln 3)
+    np.testing.assert_allclose(scores, [[0.25, 0.75]], rtol=1e-6)
+
+
+def test_multilabel_scores_stand_alone_and_never_overflow(toy_model: Model) -> None:
+    scores = toy_model.heads["moods"].score(np.full((3, 16), 1e6, dtype=np.float32))
+    assert scores.shape == (3, 2)
+    assert np.isfinite(scores).all()
+    scores = toy_model.heads["pets"].score(np.full((3, 16), 1e6, dtype=np.float32))
+    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_a_card_is_written_and_read_back_the_same(toy_folder: Path, tmp_path: Path) -> None:
+    card = load_card(toy_folder)
+    write_card(tmp_path, card)
+    assert load_card(tmp_path) == card
+    assert [path.name for path in tmp_path.iterdir()] == ["card.json"]
+
+
+def test_int8_is_taken_on_a_cpu_when_it_is_there(make_toy: MakeToy, tmp_path: Path) -> None:
+    folder = make_toy(tmp_path / "toy")
+    (folder / "encoder.int8.onnx").write_bytes((folder / "encoder.onnx").read_bytes())
+    accept_changed_file(folder, "encoder.int8.onnx")
+    assert Model.load(folder, device="cpu").precision == "int8"
+    assert Model.load(folder, device="cpu", precision="float32").precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"embedding_size": "many"}, "embedding_size: Input should be a valid integer"),
+        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+        ({"name": "../etc"}, "name: String should match"),
+        ({"min_samples": 300}, "min_samples = 300 gives 2 log-mel frames"),
+        ({"windows": {"kind": "exact", "stride": 4, "context": 1, "frames": 8}}, "keeps none of its output"),
+        ({"files": {}}, "lists no frontend.safetensors"),
+        ({"embedding_size": 17}, r"`scaler_mean` is float32 \(16,\), not float32 \(17,\)"),
+    ],
+)
+def test_a_card_that_does_not_fit_is_refused_with_a_sentence(
+    change: dict[str, object], sentence: str, make_toy: MakeToy, tmp_path: Path
+) -> None:
+    folder = make_toy(tmp_path / "toy")
+    change_card(folder, **change)
+    with pytest.raises(ModelFolderError, match=sentence):
+        Model.load(folder)
+
+
+def test_a_folder_without_a_card_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelFolderError, match=r"card.json cannot be read: No such file"):
+        Model.load(tmp_path)
+
+
+def test_a_file_that_is_missing_or_another_is_refused(make_toy: MakeToy, tmp_path: Path) -> None:
+    folder = make_toy(tmp_path / "toy")
+    with (folder / "encoder.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ModelFolderError, match=r"encoder.onnx is not the file of the card: its SHA-256 is"):
+        Model.load(folder)
+    (folder / "encoder.onnx").unlink()
+    with pytest.raises(ModelFolderError, match=r"encoder.onnx is missing"):
+        Model.load(folder)
+
+
+def test_a_card_cannot_point_outside_its_folder(make_toy: MakeToy, tmp_path: Path) -> None:
+    folder = make_toy(tmp_path / "toy")
+    change_card(folder, files=load_card(folder).files | {"../secret": "0"})
+    with pytest.raises(ModelFolderError, match="outside the folder"):
+        Model.load(folder)
+
+
+def test_a_front_end_of_another_shape_is_refused(make_toy: MakeToy, tmp_path: Path) -> None:
+    folder = make_toy(tmp_path / "toy")
+    arrays = load_file(folder / "frontend.safetensors")
+    save_file(arrays | {"window": np.ones(400, dtype=np.float32)}, folder / "frontend.safetensors")
+    accept_changed_file(folder, "frontend.safetensors")
+    with pytest.raises(ModelFolderError, match=r"`window` is float32 \(400,\), not float32 \(512,\)"):
+        Model.load(folder)
+
+
+def test_a_graph_with_other_outputs_is_refused(make_toy: MakeToy, tmp_path: Path) -> None:
+    folder = make_toy(tmp_path / "toy")
+    graph = onnx.load(folder / "encoder.onnx")
+    del graph.graph.output[3]
+    onnx.save(graph, folder / "encoder.onnx")
+    accept_changed_file(folder, "encoder.onnx")
+    with pytest.raises(
+        ModelFolderError, match=r"encoder.onnx has the outputs \['frames', 'sum', 'max'\], not"
+    ):
+        Model.load(folder)
+
+
+def test_a_graph_for_other_mel_bands_is_refused(make_toy: MakeToy, tmp_path: Path) -> None:
+    folder = make_toy(tmp_path / "toy")
+    graph = onnx.load(folder / "encoder.onnx")
+    graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 20
+    onnx.save(graph, folder / "encoder.onnx")
+    accept_changed_file(folder, "encoder.onnx")
+    with pytest.raises(
+        ModelFolderError, match=r"input `logmel` is .* 20, .*, not tensor\(float\) \['any', 16"
+    ):
+        Model.load(folder)
+
+
+def test_a_file_that_is_no_graph_is_refused(make_toy: MakeToy, tmp_path: Path) -> None:
+    folder = make_toy(tmp_path / "toy")
+    (folder / "encoder.onnx").write_bytes(b"not a graph")
+    accept_changed_file(folder, "encoder.onnx")
+    with pytest.raises(ModelFolderError, match=r"encoder.onnx cannot be loaded"):
+        Model.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "sentence"),
+    [
+        (
+            {"labels": '["cat"]', "task": "multiclass"},
+            r"`weight` is float32 \(3, 16\), not float32 \(1, 16\)",
+        ),
+        ({"labels": "cat, dog", "task": "multiclass"}, "`labels` must be a list"),
+        ({"labels": '["cat", "dog", "fish"]', "task": "regression"}, "`task` is 'regression'"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused(
+    metadata: dict[str, str], sentence: str, make_toy: MakeToy, tmp_path: Path
+) -> None:
+    folder = make_toy(tmp_path / "toy")
+    path = folder / "heads" / "pets.safetensors"
+    save_file(load_file(path), path, metadata)
+    accept_changed_file(folder, "heads/pets.safetensors")
+    with pytest.raises(ModelFolderError, match=sentence):
+        Model.load(folder)
+
+
+def test_a_precision_that_the_folder_has_not_is_refused(toy_folder: Path) -> None:
+    with pytest.raises(ModelFolderError, match=r"toy has no encoder.int8.onnx; choose"):
+        Model.load(toy_folder, precision="int8")
+
+
+def test_a_card_is_frozen(toy_folder: Path) -> None:
+    card: Card = load_card(toy_folder)
+    with pytest.raises(ValueError, match="frozen"):
+        card.name = "other"  # type: ignore[misc]

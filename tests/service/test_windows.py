@@ -1,0 +1,206 @@
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.model import Card, Model, Output, Windows
+from service.windows import Pool, Window, cut, embed, embed_pieces, segment_times_s, split
+
+EXACT = Windows(kind="exact", stride=4, context=1, frames=16)
+ALONE = Windows(kind="independent", frames=10, min_frames=4)
+
+
+def log_mel(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(-8, 4, (16, n)).astype(np.float32)
+
+
+def with_windows(model: Model, windows: Windows) -> Card:
+    return model.card.model_copy(update={"windows": windows})
+
+
+def one_pass(model: Model, logmel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The whole clip through the graph at once: its vector and its frames."""
+    (output,) = model.run([logmel], frames=True)
+    assert output.frames is not None
+    return output.sum / output.count + output.max, output.frames
+
+
+def test_a_short_clip_is_one_window() -> None:
+    assert split(16, EXACT) == [Window(0, 16)]
+    assert not split(16, EXACT)[0].is_trimmed
+
+
+def test_a_long_clip_is_cut_as_drawn() -> None:
+    # 4 output frames a window, one dropped at each inner edge: 0 1 2 | 3 4 | 5 6 | 7 and the rest.
+    assert split(35, EXACT) == [
+        Window(0, 16, drop_last=1),
+        Window(8, 24, drop_first=1, drop_last=1),
+        Window(16, 32, drop_first=1, drop_last=1),
+        Window(24, 35, drop_first=1),
+    ]
+
+
+@given(
+    n=st.integers(4, 3000),
+    stride=st.sampled_from([1, 4, 8]),
+    context=st.integers(0, 2),
+    extra=st.integers(1, 50),
+)
+def test_windows_keep_each_output_frame_once_and_in_order(
+    n: int, stride: int, context: int, extra: int
+) -> None:
+    windows = Windows(kind="exact", stride=stride, context=context, frames=stride * (2 * context + extra))
+    kept: list[int] = []
+    for window in split(n, windows):
+        assert window.start % stride == 0
+        assert 0 < window.stop - window.start <= windows.frames
+        last = window.start // stride + (window.stop - window.start) // stride
+        kept += range(window.start // stride + window.drop_first, last - window.drop_last)
+    assert kept == list(range(n // stride))
+
+
+def test_independent_windows_stand_side_by_side_and_a_short_rest_is_dropped() -> None:
+    assert split(20, ALONE) == [Window(0, 10), Window(10, 20)]
+    assert split(24, ALONE)[2:] == [Window(20, 24)]
+    assert split(23, ALONE)[2:] == []
+    assert split(3, ALONE) == [Window(0, 3)]
+
+
+@given(n=st.integers(4, 200), sizes=st.lists(st.integers(0, 60), max_size=10))
+def test_a_log_mel_in_blocks_is_cut_like_the_whole(n: int, sizes: list[int]) -> None:
+    logmel = log_mel(n)
+    blocks = np.split(logmel, np.minimum(np.cumsum(sizes, dtype=int), n), axis=1)
+    for windows in (EXACT, ALONE):
+        pieces = list(cut(blocks, windows))
+        assert [piece.window for piece in pieces] == split(n, windows)
+        for piece in pieces:
+            np.testing.assert_array_equal(piece.logmel, logmel[:, piece.window.start : piece.window.stop])
+            assert piece.logmel.flags.c_contiguous
+
+
+def test_cutting_holds_no_more_than_a_window() -> None:
+    n_read = 0
+
+    def blocks() -> Iterator[np.ndarray]:
+        nonlocal n_read
+        while True:  # a clip without end
+            n_read += 5
+            yield log_mel(5)
+
+    pieces = cut(blocks(), EXACT)
+    for _ in range(50):
+        window = next(pieces).window
+        assert n_read <= window.stop + 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(4, 700), n_frames=st.integers(12, 300))
+def test_a_clip_of_any_length_in_windows_agrees_with_one_pass(
+    toy_model: Model, n: int, n_frames: int
+) -> None:
+    card = with_windows(toy_model, Windows(kind="exact", stride=4, context=1, frames=n_frames))
+    logmel = log_mel(n, seed=n)
+    vector, frames = one_pass(toy_model, logmel)
+    embedding = embed(toy_model.run, card, [logmel], frames=True)
+    np.testing.assert_allclose(embedding.vector, vector, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(embedding.frames, frames, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(embed(toy_model.run, card, [logmel]).vector, vector, rtol=1e-5, atol=1e-6)
+
+
+def test_without_the_context_windows_do_not_agree(toy_model: Model) -> None:
+    """The test above can fail: the toy's receptive field does cross the windows' edges."""
+    card = with_windows(toy_model, Windows(kind="exact", stride=4, context=0, frames=40))
+    logmel = log_mel(200)
+    frames = embed(toy_model.run, card, [logmel], frames=True).frames
+    assert frames is not None
+    assert np.abs(frames - one_pass(toy_model, logmel)[1]).max() > 1e-3
+
+
+def test_frames_carry_the_times_of_their_centres(toy_model: Model) -> None:
+    embedding = embed(toy_model.run, toy_model.card, [log_mel(1001)], frames=True)
+    assert embedding.times_s is not None
+    np.testing.assert_allclose(embedding.times_s, 0.015 + 0.04 * np.arange(250), rtol=1e-12)
+
+
+def test_independent_windows_are_averaged_by_their_length(toy_model: Model) -> None:
+    card = with_windows(toy_model, Windows(kind="independent", stride=4, frames=100))
+    logmel = log_mel(150)
+    first, second = one_pass(toy_model, logmel[:, :100])[0], one_pass(toy_model, logmel[:, 100:])[0]
+    vector = embed(toy_model.run, card, [logmel]).vector
+    np.testing.assert_allclose(vector, (100 * first + 50 * second) / 150, rtol=1e-5)
+
+
+def test_mean_pooling_has_no_maximum(toy_model: Model) -> None:
+    card = toy_model.card.model_copy(update={"pooling": "mean"})
+    logmel = log_mel(500)
+    vector = embed(toy_model.run, card, [logmel]).vector
+    np.testing.assert_allclose(vector, one_pass(toy_model, logmel)[1].mean(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_of_windows_holds_frames_only_if_they_are_asked_for(toy_model: Model) -> None:
+    pieces = list(cut([log_mel(700)], toy_model.card.windows))
+    assert len(pieces) > 2
+    assert all(output.frames is None for output in embed_pieces(toy_model.run, pieces))
+    assert all(output.frames is not None for output in embed_pieces(toy_model.run, pieces, frames=True))
+
+
+def test_windows_without_frames_may_be_added_in_any_order(toy_model: Model) -> None:
+    pieces = list(cut([log_mel(700)], toy_model.card.windows))
+    outputs = embed_pieces(toy_model.run, pieces)
+    pool, backwards = Pool(toy_model.card), Pool(toy_model.card)
+    for piece, output in zip(pieces, outputs, strict=True):
+        pool.add(piece.window, output)
+    for piece, output in zip(pieces[::-1], outputs[::-1], strict=True):
+        backwards.add(piece.window, output)
+    np.testing.assert_allclose(backwards.result().vector, pool.result().vector, rtol=1e-6)
+
+
+def test_segments_end_with_the_clip() -> None:
+    assert segment_times_s(2.5, 1, 1) == [(0, 1), (1, 2), (2, 2.5)]
+    assert segment_times_s(2, 1, 0.5) == [(0, 1), (0.5, 1.5), (1, 2)]
+    assert segment_times_s(0.3, 1, 1) == [(0, 0.3)]
+    assert segment_times_s(4.5, 1, 2.5) == [(0, 1), (2.5, 3.5)]  # a gap, and the clip ends within the next
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(4, 900), window_s=st.floats(0.05, 3), hop_s=st.floats(0.05, 3))
+def test_a_segment_pools_the_frames_whose_centres_it_holds(
+    toy_model: Model, n: int, window_s: float, hop_s: float
+) -> None:
+    card = toy_model.card
+    embedding = embed(toy_model.run, card, [log_mel(n)], frames=True, window_s=window_s, hop_s=hop_s)
+    frames, times_s = embedding.frames, embedding.times_s
+    assert frames is not None
+    assert times_s is not None
+    expected = segment_times_s(n * 160 / 16_000, window_s, hop_s)
+    assert [(segment.start_s, segment.end_s) for segment in embedding.segments] == expected
+    for segment in embedding.segments:
+        first, last = np.searchsorted(times_s, [segment.start_s, segment.start_s + window_s])
+        first = min(first, max(0, last - 1))  # none in it: the one before
+        inside = frames[first : max(last, first + 1)]
+        np.testing.assert_allclose(
+            segment.vector, inside.mean(axis=0) + inside.max(axis=0), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_one_segment_over_the_whole_clip_is_its_embedding(toy_model: Model) -> None:
+    embedding = embed(toy_model.run, toy_model.card, [log_mel(700)], window_s=10)
+    (segment,) = embedding.segments
+    assert (segment.start_s, segment.end_s) == (0, 7)
+    np.testing.assert_allclose(segment.vector, embedding.vector, rtol=1e-5)
+
+
+def test_sums_of_an_hour_keep_their_precision(toy_model: Model) -> None:
+    pool = Pool(toy_model.card)
+    value = np.full(16, 0.1, dtype=np.float32)
+    for k in range(100_000):
+        pool.add(Window(k, k + 1), Output(value, value, 1))
+    np.testing.assert_allclose(pool.result().vector, 0.2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [8, 11])
+def test_a_window_that_keeps_nothing_is_refused(frames: int) -> None:
+    with pytest.raises(ValueError, match="keeps none of its output frames"):
+        Windows(kind="exact", stride=4, context=1, frames=frames)
