@@ -1,0 +1,272 @@
+"""`python -m training pretrain | fit-head | evaluate`: see each one's --help."""
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from service.errors import ModelFolderError
+from service.model import Model, load_card, write_card
+
+from . import embeddings, evaluate, fit_head
+from .checkpoint import FILE_NAME as CHECKPOINT
+from .checkpoint import CheckpointError
+from .clips import DataError, find_audio, load_clips
+from .distributed import join_world, leave_world, wait_for_first
+from .labelled import LabelledTask, read_tasks
+from .linear import MULTICLASS, Embeddings
+from .pictures import draw_confusion, draw_tsne
+from .pretrain import Options, TrainingError, frontend_of, pretrain
+from .recipe import Recipe, RecipeError, load_recipe
+
+DEFAULT_RECIPE = "byola-2022"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_pretrain(commands)
+    add_fit_head(commands)
+    add_evaluate(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (RecipeError, DataError, CheckpointError, TrainingError, ModelFolderError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted: the last checkpoint is kept; continue with --resume.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def add_pretrain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("pretrain", help="train an encoder on sounds without labels (BYOL-A)")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="a folder of sounds, or a CSV with file_name or path"
+    )
+    add_where(parser)
+    parser.add_argument(
+        "--recipe",
+        help="a name in training/recipes/ or a TOML file (default: byola-2022; with --resume the run's own)",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--cache", type=Path, help="where decoded samples are kept (default: cache/ beside the run)"
+    )
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--precision", default="auto", choices=["auto", "bfloat16", "float32"])
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile: faster steps after a slow start"
+    )
+    parser.add_argument("--log-every", type=int, default=10, metavar="STEPS")
+    parser.add_argument("--checkpoint-every", type=float, default=300.0, metavar="SECONDS")
+    parser.add_argument("--stop-after", type=int, metavar="STEPS", help="end early; continue with --resume")
+    parser.set_defaults(run=run_pretrain)
+
+
+def run_pretrain(arguments: argparse.Namespace) -> None:
+    world = join_world(arguments.device)
+    try:
+        out: Path = arguments.out
+        recipe = recipe_of_run(arguments)
+        paths = find_audio(arguments.data, where_of(arguments))
+        rate = frontend_of(recipe).sample_rate
+        cache = arguments.cache or out.parent / "cache"
+        if world.is_first:  # the others find what it decoded
+            load_clips(paths, sample_rate=rate, cache=cache)
+        wait_for_first(world)
+        clips = load_clips(paths, sample_rate=rate, cache=cache)
+        if world.is_first:
+            report(
+                clips.unreadable
+                and f"{len(clips.unreadable)} of {len(paths)} files cannot be read and are skipped:"
+            )
+            for item in clips.unreadable[:20]:
+                report(f"  {item.path}: {item.reason}")
+            report(f"{len(clips)} clips, {clips.hours:.2f} hours, on {world.device} ({world.size} processes)")
+        options = Options(
+            out=out,
+            resume=arguments.resume,
+            precision=arguments.precision,
+            compiled=arguments.compile,
+            log_every=arguments.log_every,
+            checkpoint_every_s=arguments.checkpoint_every,
+            stop_after_steps=arguments.stop_after,
+        )
+        pretrain(clips, recipe, options, world)
+    finally:
+        leave_world(world)
+
+
+def recipe_of_run(arguments: argparse.Namespace) -> Recipe:
+    """The recipe asked for; a continued run's own unless another is named, which will then be refused."""
+    out: Path = arguments.out
+    has_checkpoint = (out / CHECKPOINT).is_file()
+    if has_checkpoint and not arguments.resume:
+        raise CheckpointError(
+            f"{out} holds a run already: continue it with --resume, or choose another --out."
+        )
+    if arguments.resume and not has_checkpoint:
+        raise CheckpointError(f"{out} holds no {CHECKPOINT} to continue from: start without --resume.")
+    default = str(out / "recipe.toml") if arguments.resume else DEFAULT_RECIPE
+    return load_recipe(arguments.recipe or default, arguments.set)
+
+
+def add_where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="only these rows of the CSV; repeatable",
+    )
+
+
+def where_of(arguments: argparse.Namespace) -> dict[str, str]:
+    pairs = [condition.partition("=") for condition in arguments.where]
+    for column, equals, _ in pairs:
+        if not (column and equals):
+            raise DataError(f"--where takes COLUMN=VALUE, not '{column}'.")
+    return {column: value for column, _, value in pairs}
+
+
+def add_model_and_labels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, help="a model folder")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="a folder per class, or a CSV with file_name and label"
+    )
+    add_where(parser)
+    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "float16", "int8"])
+    parser.add_argument("--learning-rate", type=float, default=evaluate.LEARNING_RATE)
+    parser.add_argument("--workers", type=int, default=1, help="threads that decode ahead")
+
+
+def add_fit_head(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("fit-head", help="train a linear head for a model on labelled sounds")
+    add_model_and_labels(parser)
+    parser.add_argument("--head", required=True, help="its name in the model folder and in /classify")
+    parser.add_argument("--test-fold", help="the fold that is not trained on")
+    parser.add_argument("--training-data", default="", help="a sentence on the data for the head's metadata")
+    parser.set_defaults(run=run_fit_head)
+
+
+def run_fit_head(arguments: argparse.Namespace) -> None:
+    tasks = read_tasks(arguments.data, where_of(arguments))
+    if len(tasks) > 1:
+        names = ", ".join(task.name for task in tasks)
+        raise DataError(f"The data hold several tasks ({names}): choose one with --where task=NAME.")
+    model = Model.load(arguments.model, precision=arguments.precision)
+    vectors = embeddings.embed_once(
+        embeddings.served(model, workers=arguments.workers), [clip.path for clip in tasks[0].clips]
+    )
+    fitted = fit_head.fit_head(
+        tasks[0],
+        vectors_of(tasks[0], vectors),
+        test_fold=arguments.test_fold,
+        learning_rate=arguments.learning_rate,
+    )
+    path = fit_head.write_head(arguments.model, arguments.head, fitted, arguments.training_data)
+    results = fitted.results
+    print(
+        f"{path}: {len(fitted.labels)} labels, "
+        f"{results['metric']} {results['value']:.3f} on {results['test']}"
+    )
+
+
+def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("evaluate", help="linear evaluation of a model on labelled sounds")
+    add_model_and_labels(parser)
+    parser.add_argument("--out", type=Path, required=True, help="a JSON file; the pictures lie beside it")
+    parser.add_argument("--task", action="append", default=[], help="only these tasks of the CSV; repeatable")
+    parser.add_argument(
+        "--test-folds", default="", metavar="5[,...]", help="of cross-validation: test on these alone"
+    )
+    parser.add_argument("--seeds", default="42,43,44")
+    parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="evaluate the untrained encoder and log-mel statistics as well",
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="no confusion matrix and t-SNE")
+    parser.add_argument("--write-card", action="store_true", help="keep the results in the model's card")
+    parser.set_defaults(run=run_evaluate)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    tasks = read_tasks(arguments.data, where_of(arguments))
+    if arguments.task:
+        tasks = [task for task in tasks if task.name in arguments.task]
+        if len(tasks) < len(arguments.task):
+            raise DataError(f"{arguments.data} lacks some of the tasks {', '.join(arguments.task)}.")
+    model = Model.load(arguments.model, precision=arguments.precision)
+    embeds = {model.card.name: embeddings.served(model, workers=arguments.workers)}
+    if arguments.baselines:
+        embeds["untrained"] = embeddings.untrained(model)
+        embeds["log-mel statistics"] = embeddings.described(
+            model, embeddings.logmel_statistics, name="statistics", workers=arguments.workers
+        )
+    results: dict[str, list[evaluate.Result]] = {}
+    for name, embed in embeds.items():
+        vectors = embeddings.embed_once(embed, [clip.path for task in tasks for clip in task.clips])
+        results[name] = []
+        for task in tasks:
+            result, predictions = evaluate.evaluate_task(
+                task,
+                vectors_of(task, vectors),
+                seeds=[int(seed) for seed in arguments.seeds.split(",")],
+                test_folds=tuple(filter(None, arguments.test_folds.split(","))),
+                learning_rate=arguments.learning_rate,
+            )
+            report(f"{name}, {task.name}: {task.metric} {result.value:.4f}")
+            results[name].append(result)
+            if name == model.card.name and not arguments.no_pictures and task.kind == MULTICLASS:
+                draw(arguments.out, task, vectors_of(task, vectors), predictions, result)
+    about = {
+        "model": model.card.name,
+        "version": model.card.version,
+        "precision": model.precision,
+        "learning_rate": arguments.learning_rate,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    evaluate.write_results(arguments.out, results, about)
+    if arguments.write_card:
+        card = load_card(arguments.model)
+        write_card(
+            arguments.model, card.model_copy(update={"evaluation": evaluate.card_rows(results, about)})
+        )
+    print(evaluate.table(results))
+
+
+def vectors_of(task: LabelledTask, vectors: dict[Path, Embeddings]) -> Embeddings:
+    return np.stack([vectors[clip.path] for clip in task.clips])
+
+
+def draw(
+    out: Path,
+    task: LabelledTask,
+    vectors: Embeddings,
+    predictions: evaluate.Predictions,
+    result: evaluate.Result,
+) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    title = f"{task.name}: accuracy {result.value:.3f} on {result.test_clips} clips"
+    matrix = evaluate.confusion(predictions, len(task.labels))
+    draw_confusion(out.with_suffix(f".{task.name}.confusion.png"), matrix, task.labels, title)
+    classes = task.targets.astype(np.int64)
+    draw_tsne(out.with_suffix(f".{task.name}.tsne.png"), vectors, classes, task.labels, f"{task.name}: t-SNE")
+
+
+def report(sentence: object) -> None:
+    if sentence:
+        print(sentence, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

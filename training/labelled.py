@@ -1,0 +1,150 @@
+"""Labelled sounds: a folder per class, or a CSV, in; tasks with their clips, labels and parts out.
+
+    sounds/                       file_name,label,split            file_name,task,label,fold
+      dog/a.wav                   a.wav,dog,train                  a.wav,esc50,dog,1
+      rain/b.flac                 b.flac,"rain,wind",test          b.flac,esc50,rain,5
+
+A comma inside `label` means several labels. `split` is train, valid (or val) or test; `fold` is a number for
+cross-validation, or one of those words. Without either, five folds are drawn. A CSV with a column `task`
+holds several tasks.
+"""
+
+import csv
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.offline import audio_files
+
+from .clips import DataError
+from .linear import MULTICLASS, MULTILABEL, Targets
+
+TRAIN, VALID, TEST = "train", "valid", "test"
+DRAWN_FOLDS = 5
+UNLABELLED = "unlabelled"  # rows of this task have no class
+
+
+@dataclass(frozen=True)
+class LabelledClip:
+    path: Path
+    labels: tuple[str, ...]
+    part: str  # train, valid, test, the number of a fold, or empty
+
+
+@dataclass(frozen=True)
+class LabelledTask:
+    """One classification task: its clips, and what is to be told apart."""
+
+    name: str
+    clips: tuple[LabelledClip, ...]
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(sorted({label for clip in self.clips for label in clip.labels}))
+
+    @property
+    def kind(self) -> str:
+        return MULTILABEL if any(len(clip.labels) > 1 for clip in self.clips) else MULTICLASS
+
+    @property
+    def metric(self) -> str:
+        return "accuracy" if self.kind == MULTICLASS else "mAP"
+
+    @cached_property
+    def targets(self) -> Targets:
+        """(n,) int64 class numbers, or (n, C) float32 of 0 and 1 where a clip has several labels."""
+        number = {label: i for i, label in enumerate(self.labels)}
+        if self.kind == MULTICLASS:
+            return np.array([number[clip.labels[0]] for clip in self.clips], dtype=np.int64)
+        targets = np.zeros((len(self.clips), len(self.labels)), dtype=np.float32)
+        for row, clip in zip(targets, self.clips, strict=True):
+            row[[number[label] for label in clip.labels]] = 1
+        return targets
+
+    @cached_property
+    def parts(self) -> NDArray[np.str_]:
+        """(n,) the part of each clip; folds are drawn, the same every time, where the data name none."""
+        given = np.array([clip.part for clip in self.clips])
+        if (given != "").all():
+            return given
+        order = np.random.default_rng(0).permutation(len(given))
+        by_label = sorted(order, key=lambda i: self.clips[i].labels)  # every class in every fold
+        drawn = np.empty(len(given), dtype=object)
+        drawn[by_label] = [str(1 + rank % DRAWN_FOLDS) for rank in range(len(given))]
+        return drawn.astype(str)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which clips of a task are trained on, stopped on (none: a tenth of train is drawn) and tested on."""
+
+    name: str
+    train: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
+    test: NDArray[np.bool_]
+
+
+def splits_of(task: LabelledTask, test_folds: tuple[str, ...] = ()) -> list[Split]:
+    """One split for train/valid/test, one per fold for cross-validation (or only for `test_folds`)."""
+    parts = task.parts
+    if set(parts) <= {TRAIN, VALID, TEST}:
+        if TRAIN not in parts or TEST not in parts:
+            raise DataError(f"The task {task.name} needs clips of the splits train and test.")
+        return [Split(TEST, parts == TRAIN, parts == VALID, parts == TEST)]
+    folds = sorted(set(parts))
+    wanted = [fold for fold in folds if not test_folds or fold in test_folds]
+    if not wanted or len(folds) < 2:
+        raise DataError(f"The task {task.name} has the folds {', '.join(folds)}, none to test on.")
+    none = np.zeros(len(parts), dtype=bool)
+    return [Split(f"fold {fold}", parts != fold, none, parts == fold) for fold in wanted]
+
+
+def read_tasks(data: Path, where: dict[str, str] | None = None) -> list[LabelledTask]:
+    """The tasks of a folder or CSV, in order of appearance; of a CSV the rows that have these values."""
+    clips = clips_of_folder(data) if data.is_dir() else clips_of_csv(data, where or {})
+    if not clips:
+        raise DataError(
+            f"{data} holds no labelled sound: give a folder per class, or a CSV with file_name and label."
+        )
+    return [LabelledTask(name, tuple(members)) for name, members in clips.items()]
+
+
+def clips_of_folder(folder: Path) -> dict[str, list[LabelledClip]]:
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    clips = [LabelledClip(path, (label.name,), "") for label in classes for path in audio_files([label])]
+    return {folder.name: clips} if clips else {}
+
+
+def clips_of_csv(table: Path, where: dict[str, str]) -> dict[str, list[LabelledClip]]:
+    if not table.is_file():
+        raise DataError(f"{table} is neither a folder nor a CSV file.")
+    tasks: dict[str, list[LabelledClip]] = defaultdict(list)
+    with table.open(newline="") as file:
+        rows = csv.DictReader(file)
+        columns = rows.fieldnames or []
+        file_column = next((name for name in ("file_name", "path") if name in columns), None)
+        if file_column is None or "label" not in columns:
+            raise DataError(
+                f"{table} needs the columns file_name (or path) and label; it has {', '.join(columns)}."
+            )
+        missing = [name for name in where if name not in columns]
+        if missing:
+            raise DataError(f"{table} has no column '{missing[0]}', only {', '.join(columns)}.")
+        for row in rows:
+            name = row.get("task") or table.stem
+            if (
+                name == UNLABELLED
+                or not row["label"]
+                or any(row[key] != value for key, value in where.items())
+            ):
+                continue
+            part = (row.get("split") or row.get("fold") or "").strip()
+            labels = tuple(label.strip() for label in row["label"].split(",") if label.strip())
+            tasks[name].append(
+                LabelledClip(table.parent / row[file_column], labels, VALID if part == "val" else part)
+            )
+    return tasks
