@@ -1,0 +1,298 @@
+"""Single pieces of work from many callers in, batches to one worker thread, each caller's results out.
+
+    place.run([a1 a2 a3]) ─┐   line of places            worker thread
+    place.run([b1])       ─┼─► a: a1 a2 a3   ─ take ─►  run_batch([a1, b1])
+    place.run([c1])       ─┘   b: b1                    run_batch([c1])       c1 is of another group
+                               c: c1                    run_batch([a2, a3])   a had its turn, c went first
+
+It knows nothing of audio, networks or HTTP: it is given a function that works on a batch, and two that tell
+an item's cost and group. One asyncio task owns the line and there is no timer: whenever the worker is free it
+takes what waits, so that a lone caller waits for nobody and batches form while the worker is busy.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from service.errors import Overloaded
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Weight of the newest batch in the measured throughput: the mean of about the last ten.
+NEWEST = 0.1
+
+
+class Batcher(Generic[Item, Result]):
+    """Batches of items of one group, taken in turns from those who wait.
+
+    run_batch: items of one group → as many results, in the worker thread. When it raises, each item of the
+        batch is tried alone, so that a bad one fails alone.
+    cost_of: what an item takes of the budgets, 1 or more.
+    group_of: only items of the same group share a batch.
+    max_batch_cost, max_batch_items: budget of a batch; an item that is larger goes alone.
+    max_queue_cost: budget of all that is admitted; beyond it `admit` raises Overloaded.
+    max_wait_s: how long a free worker waits for a batch to fill.
+    on_drop: told how many items were thrown away because their caller had gone.
+    """
+
+    def __init__(
+        self,
+        run_batch: Callable[[list[Item]], Sequence[Result]],
+        *,
+        cost_of: Callable[[Item], int],
+        group_of: Callable[[Item], Hashable],
+        max_batch_cost: int,
+        max_batch_items: int,
+        max_queue_cost: int,
+        max_wait_s: float = 0.0,
+        on_drop: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self._run_batch = run_batch
+        self._cost_of = cost_of
+        self._group_of = group_of
+        self._max_batch_cost = max_batch_cost
+        self._max_batch_items = max_batch_items
+        self._max_queue_cost = max_queue_cost
+        self._max_wait_s = max_wait_s
+        self._on_drop = on_drop
+
+        self.admitted_cost = 0
+        self._admitted = 0
+        self._line: deque[Place[Item, Result]] = deque()  # those with waiting items, longest unserved first
+        self._cost_per_s: float | None = None
+        self._closing = False
+        self._work_waits = asyncio.Event()
+        self._batch_is_full = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="viola-model")
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to work. Must be called in the event loop that will call everything else."""
+        self._task = asyncio.get_running_loop().create_task(self._work(), name="batcher")
+
+    @property
+    def is_working(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    async def drain(self) -> None:
+        """Admit nobody else, finish what was admitted, stop."""
+        self._closing = True
+        await self._idle.wait()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._worker.shutdown()
+
+    @contextlib.contextmanager
+    def admit(self, cost: int) -> "Iterator[Place[Item, Result]]":
+        """A place for one request, whose items in flight together cost at most `cost`. Raises Overloaded.
+
+        All or nothing: a request that got its place is never refused later, however often it calls `run`. One
+        that is larger than the whole queue gets in when nobody else is there.
+        """
+        self.check_room(cost)
+        self._admitted += 1
+        self.admitted_cost += cost
+        self._idle.clear()
+        try:
+            yield Place(self)
+        finally:
+            self._admitted -= 1
+            self.admitted_cost -= cost
+            if not self._admitted:
+                self._idle.set()
+
+    def check_room(self, cost: int = 1) -> None:
+        """Raises Overloaded where `admit` would: for asking before the work that tells the cost."""
+        if self._closing:
+            raise Overloaded("the server is shutting down", retry_after_s=1)
+        if self._admitted and self.admitted_cost + cost > self._max_queue_cost:
+            raise Overloaded("the queue is full, try again later", retry_after_s=self.retry_after_s())
+
+    async def submit(self, items: Sequence[Item]) -> list[Result]:
+        """Results of `items`, in order, admitted as one request. Raises Overloaded, or an item's error."""
+        with self.admit(sum(map(self._cost_of, items))) as place:
+            return await place.run(items)
+
+    def retry_after_s(self) -> int:
+        """Whole seconds until what is admitted now will be done, at the throughput of the last batches."""
+        return max(1, math.ceil(self.admitted_cost / self._cost_per_s)) if self._cost_per_s else 1
+
+    def enter(self, place: "Place[Item, Result]", share: "_Share[Item, Result]") -> None:
+        """Put a share's items behind those of the same place, and the place into the line."""
+        if not place.waiting:
+            self._line.append(place)
+        place.waiting.extend(
+            _Waiting(item, self._cost_of(item), self._group_of(item), share, index)
+            for index, item in enumerate(share.items)
+        )
+        self._work_waits.set()
+        if self._max_wait_s and self._fills_a_batch():
+            self._batch_is_full.set()
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._work_waits.wait()
+            if self._max_wait_s:
+                await self._wait_for_more()
+            batch = self._take()
+            if batch:
+                started = time.perf_counter()
+                outcomes = await loop.run_in_executor(self._worker, self._try, [each.item for each in batch])
+                self._deliver(batch, outcomes, started)
+
+    async def _wait_for_more(self) -> None:
+        self._batch_is_full.clear()
+        if not self._fills_a_batch():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._batch_is_full.wait(), self._max_wait_s)
+
+    def _fills_a_batch(self) -> bool:
+        waiting = [each for place in self._line for each in place.waiting]
+        return (
+            sum(each.cost for each in waiting) >= self._max_batch_cost
+            or len(waiting) >= self._max_batch_items
+        )
+
+    def _take(self) -> "list[_Waiting[Item, Result]]":
+        """The next batch: the group of whoever waits longest, one item of each place in turn.
+
+        Places whose next item is of another group keep their position, those that were served go to the back.
+        Further rounds are taken only while nobody of another group waits, so that many windows of a long clip
+        never hold up a short one for longer than one of them takes.
+        """
+        self._forget_those_who_left()
+        batch: list[_Waiting[Item, Result]] = []
+        cost, others_wait = 0, False
+        turn, served, passed_over = self._line, deque[Place[Item, Result]](), deque[Place[Item, Result]]()
+        while turn:
+            place = turn.popleft()
+            head = place.waiting[0]
+            if batch and head.group != batch[0].group:
+                others_wait = True
+                passed_over.append(place)
+            elif batch and (cost + head.cost > self._max_batch_cost or len(batch) == self._max_batch_items):
+                turn.appendleft(place)
+                break
+            else:
+                batch.append(place.waiting.popleft())
+                cost += head.cost
+                if place.waiting:
+                    served.append(place)
+            if not turn and not others_wait:
+                turn, served = served, turn
+        self._line = passed_over + turn + served
+        if not self._line:
+            self._work_waits.clear()
+        return batch
+
+    def _forget_those_who_left(self) -> None:
+        """Drop the items that nobody waits for: the caller was cancelled, or an earlier item of it failed."""
+        dropped = 0
+        for place in self._line:
+            if any(each.share.answer.done() for each in place.waiting):
+                dropped += sum(each.share.answer.cancelled() for each in place.waiting)
+                place.waiting = deque(each for each in place.waiting if not each.share.answer.done())
+        self._line = deque(place for place in self._line if place.waiting)
+        if dropped:
+            self._on_drop(dropped)
+
+    def _deliver(
+        self, batch: "list[_Waiting[Item, Result]]", outcomes: "list[Result | Exception]", started: float
+    ) -> None:
+        ended = time.perf_counter()
+        self._measure(sum(each.cost for each in batch), ended - started)
+        for each, outcome in zip(batch, outcomes, strict=True):
+            each.share.settle(each.index, outcome, started=started, ended=ended)
+
+    def _measure(self, cost: int, seconds: float) -> None:
+        newest = cost / max(seconds, 1e-6)
+        self._cost_per_s = (
+            newest if self._cost_per_s is None else NEWEST * newest + (1 - NEWEST) * self._cost_per_s
+        )
+
+    def _try(self, items: list[Item]) -> "list[Result | Exception]":
+        """One outcome per item, whatever happens: no exception leaves the worker thread."""
+        try:
+            results = self._run_batch(items)
+            if len(results) != len(items):
+                raise RuntimeError(f"run_batch gave {len(results)} results for {len(items)} items")
+            return list(results)
+        except BaseException as error:
+            if len(items) > 1:
+                log.warning("a batch of %d failed, each item is tried alone", len(items), exc_info=True)
+                return [self._try([item])[0] for item in items]
+            # SystemExit and its kind must not end the loop of whoever waits for the answer.
+            return [error if isinstance(error, Exception) else RuntimeError(f"run_batch raised {error!r}")]
+
+
+class Place(Generic[Item, Result]):
+    """What one admitted request holds. `waited_s` and `ran_s` grow with every share that is done."""
+
+    def __init__(self, batcher: Batcher[Item, Result]) -> None:
+        self.waiting: deque[_Waiting[Item, Result]] = deque()
+        self.waited_s = 0.0  # from handing a share in until its first item is taken
+        self.ran_s = 0.0  # from there until its last result, other requests' turns between them included
+        self._batcher = batcher
+
+    async def run(self, items: Sequence[Item]) -> list[Result]:
+        """Results of `items`, in order. Raises what run_batch raised for the first item that failed."""
+        if not items:
+            return []
+        share = _Share[Item, Result](items)
+        self._batcher.enter(self, share)
+        results = await share.answer
+        self.waited_s += share.started - share.entered
+        self.ran_s += share.ended - share.started
+        return results
+
+
+class _Share(Generic[Item, Result]):
+    """Items that were handed in together, and the answer that waits for all of them."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+        self.answer: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
+        self.entered = time.perf_counter()
+        self.started = math.inf
+        self.ended = 0.0
+        self._results: dict[int, Result] = {}
+
+    def settle(self, index: int, outcome: Result | Exception, *, started: float, ended: float) -> None:
+        """Keep one item's outcome; the answer is given with the last result or the first error."""
+        if self.answer.done():
+            return
+        self.started, self.ended = min(self.started, started), ended
+        if isinstance(outcome, Exception):
+            self.answer.set_exception(outcome)
+            return
+        self._results[index] = outcome
+        if len(self._results) == len(self.items):
+            self.answer.set_result([self._results[index] for index in range(len(self.items))])
+
+
+class _Waiting(Generic[Item, Result]):
+    """One item in the line."""
+
+    __slots__ = ("cost", "group", "index", "item", "share")
+
+    def __init__(
+        self, item: Item, cost: int, group: Hashable, share: _Share[Item, Result], index: int
+    ) -> None:
+        self.item = item
+        self.cost = cost
+        self.group = group
+        self.share = share
+        self.index = index

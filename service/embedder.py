@@ -1,0 +1,285 @@
+"""An upload in, its embedding out: the way of a request through decode threads, batcher and pooling.
+
+    decode threads                       worker thread         event loop
+    source ─► waveform ─► log-mel ─► windows ─ batcher ─► model ─► outputs ─► Pool ─► Embedding
+              └── a share of SHARE windows at a time ──┘
+
+A short clip is one window and one share. A long one is decoded share by share, the next one while the last
+is in the queue: an hour holds no more of the queue, and of the memory, than two shares, and its windows take
+turns with everybody else's. All models share one batcher and one worker, because they share the cores.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.audio import AudioStream
+from service.batcher import Batcher, Place
+from service.errors import BadRequest, InternalError, Overloaded, ViolaError
+from service.metrics import Metrics
+from service.model import Model, Output
+from service.settings import Settings
+from service.threads import ThreadPlan
+from service.upload import Upload
+from service.windows import Embedding, Piece, Pool, cut, embed_pieces
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SHARE = 4  # windows decoded and queued at a time: 40 s of sound with the default model, about 0.1 s of work
+
+# Clips that may wait for each decode thread. A short clip takes 0.3 ms, so that the last one waits 0.1 s.
+MAX_WAITING_PER_THREAD = 256
+
+# In one answer, as 220 MB of JSON or 80 MB of npy: an hour with one vector of 3072 per window of a second, or
+# four minutes of frames. It bounds what a request may hold in memory.
+MAX_NUMBERS = 20_000_000
+
+
+@dataclass
+class Timings:
+    """Seconds per stage. In a batch those of its clips add up, so that they can exceed the clock's."""
+
+    read: float = 0.0
+    decode: float = 0.0
+    logmel: float = 0.0
+    queue: float = 0.0
+    inference: float = 0.0
+    encode: float = 0.0
+
+    def server_timing(self) -> str:
+        """The header Server-Timing: milliseconds, in the order of the way."""
+        return ", ".join(f"{stage.name};dur={1000 * getattr(self, stage.name):.3f}" for stage in fields(self))
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is wanted beside the clip's vector: one per frame, one per window of window_s every hop_s."""
+
+    frames: bool = False
+    window_s: float | None = None
+    hop_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Sound:
+    """An embedded clip. duration_s: of the input."""
+
+    embedding: Embedding
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One window of one clip for the worker. frames: whether its frames are needed."""
+
+    model: Model
+    piece: Piece
+    frames: bool
+
+
+def cost_of(job: Job) -> int:
+    """Log-mel frames computed for a job, padding included."""
+    return job.model.padded_length(job.piece.logmel.shape[1])
+
+
+def group_of(job: Job) -> tuple[int, int, bool]:
+    """Jobs that can run as one batch without waste: same model, padded length and outputs of the graph."""
+    return id(job.model), cost_of(job), job.frames or job.piece.window.is_trimmed
+
+
+class Embedder:
+    """Embeds uploads with any loaded model. `start` it in the event loop, `drain` it at the end."""
+
+    def __init__(self, settings: Settings, plan: ThreadPlan, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._max_audio_s = settings.max_audio_s
+        self._threads = ThreadPoolExecutor(plan.decode, thread_name_prefix="viola-decode")
+        self._opening = 0
+        self._max_opening = MAX_WAITING_PER_THREAD * plan.decode
+        self.batcher: Batcher[Job, Output] = Batcher(
+            self._run_batch,
+            cost_of=cost_of,
+            group_of=group_of,
+            max_batch_cost=settings.max_batch_frames,
+            max_batch_items=settings.max_batch_items,
+            max_queue_cost=settings.max_queue_frames,
+            max_wait_s=settings.max_wait_ms / 1000,
+            on_drop=metrics.dropped.inc,
+        )
+        metrics.watch_queue(lambda: self.batcher.admitted_cost)
+
+    def start(self) -> None:
+        self.batcher.start()
+
+    async def drain(self) -> None:
+        await self.batcher.drain()
+        self._threads.shutdown()
+
+    async def embed(self, model: Model, upload: Upload, ask: Ask, timings: Timings) -> Sound:
+        """One clip. Raises Overloaded, or the errors of audio.decode."""
+        clip = _Clip(model, upload, ask, self._max_audio_s)
+        share = await self._open(clip)
+        with self.batcher.admit(clip.cost(share)) as place:
+            await self._finish(clip, share, place)
+        self._note(place, [clip], timings)
+        return clip.result()
+
+    async def embed_all(
+        self, model: Model, uploads: Sequence[Upload], ask: Ask, timings: Timings
+    ) -> list[Sound | ViolaError]:
+        """Several clips, admitted as one request; for each its embedding or its error. Raises Overloaded."""
+        clips = [_Clip(model, upload, ask, self._max_audio_s) for upload in uploads]
+        shares = await asyncio.gather(*(_caught(self._open(clip)) for clip in clips))
+        for share in shares:
+            if isinstance(share, Overloaded):
+                raise share
+        good = [(clip, share) for clip, share in zip(clips, shares, strict=True) if isinstance(share, list)]
+        with self.batcher.admit(sum(clip.cost(share) for clip, share in good)) as place:
+            ends = await asyncio.gather(*(_caught(self._finish(clip, share, place)) for clip, share in good))
+        self._note(place, [clip for clip, _ in good], timings)
+        errors = {clip: end for (clip, _), end in zip(good, ends, strict=True) if isinstance(end, ViolaError)}
+        errors |= {
+            clip: share for clip, share in zip(clips, shares, strict=True) if isinstance(share, ViolaError)
+        }
+        return [errors[clip] if clip in errors else clip.result() for clip in clips]
+
+    async def _open(self, clip: "_Clip") -> list[Job]:
+        """The first share, which for most clips is all. Raises Overloaded when too many clips wait."""
+        self.batcher.check_room()
+        if self._opening >= self._max_opening:
+            raise Overloaded(
+                "too many clips wait to be decoded, try again later",
+                retry_after_s=self.batcher.retry_after_s(),
+            )
+        self._opening += 1
+        try:
+            return await self._in_thread(clip.next_share)
+        finally:
+            self._opening -= 1
+
+    async def _finish(self, clip: "_Clip", share: list[Job], place: Place[Job, Output]) -> None:
+        """Run share after share, decoding the next one meanwhile."""
+        while share:
+            following = None if clip.is_read else asyncio.ensure_future(self._in_thread(clip.next_share))
+            try:
+                outputs = await place.run(share)
+                if clip.needs_frames:  # pooling thousands of frames takes milliseconds
+                    await self._in_thread(lambda: clip.add(share, outputs))  # noqa: B023 - awaited here
+                else:
+                    clip.add(share, outputs)
+                share = await following if following else []
+            finally:
+                if following:
+                    following.cancel()
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+    def _run_batch(self, jobs: list[Job]) -> list[Output]:
+        """In the worker thread: one group of jobs through its model."""
+        model = jobs[0].model
+        started = time.perf_counter()
+        outputs = embed_pieces(model.run, [job.piece for job in jobs], frames=jobs[0].frames)
+        self._metrics.inference_duration.labels(model.card.name).observe(time.perf_counter() - started)
+        self._metrics.batch_size.observe(len(jobs))
+        sound = sum(job.piece.logmel.shape[1] for job in jobs)
+        self._metrics.batch_fill_ratio.observe(sound / (len(jobs) * cost_of(jobs[0])))
+        return outputs
+
+    def _note(self, place: Place[Job, Output], clips: "list[_Clip]", timings: Timings) -> None:
+        """Stage times into the request's timings and the metrics."""
+        self._metrics.queue_wait.observe(place.waited_s)
+        timings.queue += place.waited_s
+        timings.inference += place.ran_s
+        for clip in clips:
+            self._metrics.decode_duration.observe(clip.decode_s)
+            self._metrics.logmel_duration.observe(clip.logmel_s)
+            self._metrics.audio_seconds.inc(clip.duration_s)
+            timings.decode += clip.decode_s
+            timings.logmel += clip.logmel_s
+
+
+class _Clip:
+    """One upload on its way: decoded in shares by `next_share`, its outputs gathered by `add`.
+
+    The two may run at the same time in two threads; neither runs twice at once.
+    """
+
+    def __init__(self, model: Model, upload: Upload, ask: Ask, max_audio_s: float) -> None:
+        self.decode_s = 0.0
+        self.logmel_s = 0.0
+        self.is_read = False
+        self._model = model
+        self._ask = ask
+        self._pool = Pool(model.card, frames=ask.frames, window_s=ask.window_s, hop_s=ask.hop_s)
+        self._stream = AudioStream(upload.source, sample_rate=model.card.sample_rate, max_audio_s=max_audio_s)
+        self._pieces = cut(model.logmel_blocks(self._timed(self._stream)), model.card.windows)
+
+    @property
+    def needs_frames(self) -> bool:
+        return self._pool.needs_frames
+
+    @property
+    def duration_s(self) -> float:
+        return self._stream.duration_s
+
+    def next_share(self) -> list[Job]:
+        """In a decode thread: the next SHARE windows, fewer at the end, none behind it."""
+        started, decoded_before = time.perf_counter(), self.decode_s
+        share = [Job(self._model, piece, self.needs_frames) for piece in islice(self._pieces, SHARE)]
+        self.is_read = len(share) < SHARE
+        self._check_size()
+        self.logmel_s += time.perf_counter() - started - (self.decode_s - decoded_before)
+        return share
+
+    def cost(self, first_share: list[Job]) -> int:
+        """The most that is in the queue at once, in log-mel frames: two shares of a long clip."""
+        return sum(map(cost_of, first_share)) * (1 if self.is_read else 2)
+
+    def add(self, share: list[Job], outputs: list[Output]) -> None:
+        for job, output in zip(share, outputs, strict=True):
+            self._pool.add(job.piece.window, output)
+
+    def result(self) -> Sound:
+        return Sound(self._pool.result(duration_s=self.duration_s), self.duration_s)
+
+    def _check_size(self) -> None:
+        """Raises BadRequest as soon as the answer would hold too much."""
+        card, ask = self._model.card, self._ask
+        n_vectors = self.duration_s * 1000 / card.frame_period_ms if ask.frames else 0.0
+        if ask.window_s:
+            n_vectors += self.duration_s / (ask.hop_s or ask.window_s)
+        if n_vectors * card.embedding_size > MAX_NUMBERS:
+            raise BadRequest(
+                f"the answer would hold more than {MAX_NUMBERS} numbers; send a shorter clip, "
+                "leave out frames, or take a longer hop_s"
+            )
+
+    def _timed(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+        """The blocks, while the time that each takes is added to decode_s."""
+        started = time.perf_counter()
+        for block in blocks:
+            self.decode_s += time.perf_counter() - started
+            yield block
+            started = time.perf_counter()
+        self.decode_s += time.perf_counter() - started
+
+
+async def _caught(work: Awaitable[T]) -> T | ViolaError:
+    """Its result, or its error as a value: one bad clip of a batch must not end the others."""
+    try:
+        return await work
+    except ViolaError as error:
+        return error
+    except Exception:
+        log.exception("a clip of a batch failed")
+        return InternalError("the server failed on this file; its log tells why")

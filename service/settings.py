@@ -1,0 +1,164 @@
+"""Environment variables in, one frozen Settings object out. `python -m service.settings` writes its page.
+
+The object is read once, by `__main__`, and passed to whoever needs it. Nothing imports a setting.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "VIOLA_"
+DOCS = Path(__file__).parent.parent / "docs" / "settings.md"
+
+CommaList = Annotated[tuple[str, ...], NoDecode]  # NoDecode: pydantic-settings would ask for JSON
+
+
+class Settings(BaseSettings):
+    """Every setting of the server. Each is an environment variable: `port` is VIOLA_PORT."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    host: str = Field(default="0.0.0.0", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Processes behind the port. Each holds its own models, its own queue and, for now, its "
+        "own metrics: a scrape of `/metrics` reaches one of them.",
+    )
+    models_dir: Path = Field(default=Path("models"), description="Folder that holds one folder per model.")
+    model: str = Field(
+        default="byola",
+        min_length=1,
+        description="The default model: used where a request names none, loaded at start.",
+    )
+    preload: CommaList = Field(
+        default=(),
+        description="Further models to load at start, separated by commas; `*` means all. The others are "
+        "loaded when first asked for.",
+    )
+    device: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
+        default="auto", description="Where the network runs. `auto` takes CUDA when it is there."
+    )
+    precision: Literal["auto", "float32", "float16", "int8"] = Field(
+        default="auto",
+        description="Which graph of the model folder is used. `auto` takes int8 on a CPU when the folder has "
+        "it, else float32.",
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="CPU cores to plan for, all processes together; 0 counts those that the process may use "
+        "(affinity and cgroup).",
+    )
+    max_body_bytes: int = Field(
+        default=200_000_000,
+        ge=1,
+        description="Longest request body in bytes: an hour of MP3 at 320 kbit/s takes 144 million.",
+    )
+    max_audio_s: float = Field(
+        default=7200,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest clip in seconds, by its header and as decoded.",
+    )
+    max_batch_frames: int = Field(
+        default=4096,
+        ge=1,
+        description="Log-mel frames in one batch, padding included (100 frames are one second with the "
+        "default model). One item that is longer goes alone. A GPU likes 65536.",
+    )
+    max_batch_items: int = Field(
+        default=32, ge=1, description="Clips or windows in one batch. A GPU likes 256."
+    )
+    max_wait_ms: float = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="How long a free worker waits for a batch to fill. 0, the best for most: it takes at "
+        "once what is there, and batches form while it is busy.",
+    )
+    max_queue_frames: int = Field(
+        default=200_000,
+        ge=1,
+        description="Log-mel frames that may wait or be worked on; a request beyond them gets 503 at once.",
+    )
+    deadline_s: float = Field(
+        default=60,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds from the end of the upload until a request is answered 504.",
+    )
+    api_keys: CommaList = Field(
+        default=(),
+        repr=False,
+        description="Keys, separated by commas, one of which a request must show as `Authorization: Bearer "
+        "KEY` or `X-API-Key: KEY`. Empty: no key is asked for. `/`, `/health/*`, `/metrics`, `/docs` and "
+        "`/openapi.json` never ask for one.",
+    )
+    cors_origins: CommaList = Field(
+        default=(),
+        description="Origins, separated by commas, whose web pages may call the server; `*` means all.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Log lines for people or for machines."
+    )
+
+    @field_validator("preload", "api_keys", "cors_origins", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        """`"a, b"` → `("a", "b")`."""
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+
+def settings_page() -> str:
+    """docs/settings.md, from the class above."""
+    rows = [_row(name, field) for name, field in Settings.model_fields.items()]
+    return "\n".join(
+        [
+            "# Settings",
+            "",
+            "viola reads its settings from environment variables, once, at start. "
+            "This page is generated by `python -m service.settings`.",
+            "",
+            "| variable | default | allowed | meaning |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    default = _shown(field.default)
+    return f"| `{PREFIX}{name.upper()}` | {default} | {_allowed(name)} | {field.description} |"
+
+
+def _shown(default: object) -> str:
+    return f"`{default}`" if default not in ((), "") else "(empty)"
+
+
+def _allowed(name: str) -> str:
+    """Bounds in words, read from the JSON schema: `1 to 256`, `auto, cpu`, `a list`."""
+    schema = Settings.model_json_schema()["properties"][name]
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema["type"] == "array":
+        return "a list"
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if "exclusiveMinimum" in schema:
+        return f"more than {schema['exclusiveMinimum']:g}"
+    if low is None:
+        return "text"
+    return f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
+
+
+if __name__ == "__main__":
+    DOCS.write_text(settings_page(), encoding="utf-8")

@@ -1,0 +1,74 @@
+"""Settings and the machine in, a plan of thread counts with its reason out.
+
+Unbounded thread pools cost a factor of two and more on small machines: every library (BLAS, OpenMP,
+onnxruntime) would start one thread per core of the host, whatever share of it the process may use. BLAS and
+OpenMP are pinned by service/__init__.py, because that must happen before NumPy is imported.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.settings import Settings
+
+# A convolution over a few clips does not scale further; more cores are better used by more processes.
+MOST_INFERENCE_THREADS = 16
+
+# A short clip must not wait until a share of a long one (a tenth of a second) is decoded.
+LEAST_DECODE_THREADS = 2
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class ThreadPlan:
+    """How many threads one process starts. `reason` is the line for the log."""
+
+    inference: int  # threads inside onnxruntime, driven by the one worker thread
+    decode: int  # threads that decode audio and compute log-mels
+    cores: int  # cores this process plans with
+    reason: str
+
+
+def plan(settings: Settings) -> ThreadPlan:
+    """Share the cores out among the processes; in each, decoding and inference may both use all of it.
+
+    They overlap only in part (a clip is decoded in a tenth of the time that its inference takes), so that the
+    cores are kept full and no thread waits for long.
+    """
+    total, source = (settings.threads, "VIOLA_THREADS") if settings.threads else usable_cores()
+    cores = max(1, total // settings.workers)
+    inference = min(cores, MOST_INFERENCE_THREADS)
+    decode = max(cores, LEAST_DECODE_THREADS)
+    shared = f" shared by {settings.workers} processes" if settings.workers > 1 else ""
+    return ThreadPlan(
+        inference=inference,
+        decode=decode,
+        cores=cores,
+        reason=f"{total} core(s) from {source}{shared}: {inference} thread(s) for inference, "
+        f"{decode} for decoding, 1 for BLAS",
+    )
+
+
+def usable_cores(cgroup: Path = CGROUP) -> tuple[int, str]:
+    """(cores, where the number comes from): the smaller of the CPU affinity and the cgroup's quota."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_quota(cgroup)
+    if quota is not None and quota < affinity:
+        # Rounded up: with 1.5 cores two threads are throttled now and then, one would waste half a core.
+        return max(1, math.ceil(quota)), f"the cgroup's quota of {quota:g} CPU"
+    return affinity, "the CPU affinity"
+
+
+def cgroup_quota(cgroup: Path = CGROUP) -> float | None:
+    """CPUs' worth of time that this container may use, None without a limit. Version 2 first, then 1."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)

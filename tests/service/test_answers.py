@@ -1,0 +1,89 @@
+"""Arrays through the wire and back."""
+
+import base64
+import io
+
+import numpy as np
+import orjson
+import pytest
+
+from service.answers import Dtype, classify_content, embed_content, json_answer, npy_answer, numbers
+from service.embedder import Sound
+from service.model import Head, Model
+from service.parameters import ClassifyParameters, EmbedParameters
+from service.windows import Embedding, Segment
+
+VECTOR = np.random.default_rng(0).normal(size=3072).astype(np.float32)
+ROWS = VECTOR.reshape(2, 1536)
+
+
+@pytest.mark.parametrize("array", [VECTOR, ROWS, ROWS[:, ::2]], ids=["vector", "rows", "not contiguous"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_json_numbers_and_base64_bring_back_every_bit(array: np.ndarray, dtype: Dtype) -> None:
+    expected = array.astype(dtype)
+    answer = json_answer({"x": numbers(array, encoding="float", dtype=dtype)})
+    assert np.array_equal(np.array(orjson.loads(answer.body)["x"], dtype=dtype), expected)
+    text = numbers(array, encoding="base64", dtype=dtype)
+    decoded = np.frombuffer(base64.b64decode(text), dtype=np.dtype(dtype).newbyteorder("<"))
+    assert np.array_equal(decoded.reshape(array.shape), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_npy_brings_back_every_bit(dtype: Dtype) -> None:
+    answer = npy_answer(ROWS, dtype=dtype)
+    loaded = np.load(io.BytesIO(answer.body), allow_pickle=False)
+    assert loaded.dtype == dtype
+    assert np.array_equal(loaded, ROWS.astype(dtype))
+
+
+def test_float16_halves_the_bytes() -> None:
+    full, half = (numbers(VECTOR, encoding="base64", dtype=dtype) for dtype in ("float32", "float16"))
+    assert len(half) == len(full) // 2 == 3072 * 2 * 4 // 3
+
+
+def test_an_embedding_tells_its_parts_only_when_there_are_some() -> None:
+    plain = embed_content("toy", Sound(Embedding(VECTOR), 1.5), EmbedParameters())
+    assert list(plain) == ["model", "duration_s", "embedding_size", "embedding"]
+    segments = [Segment(0.0, 1.0, VECTOR), Segment(1.0, 1.5, 2 * VECTOR)]
+    full = embed_content(
+        "toy", Sound(Embedding(VECTOR, ROWS, np.array([0.5, 1.0]), segments), 1.5), EmbedParameters()
+    )
+    assert np.array_equal(full["frames"]["times_s"], [0.5, 1.0])
+    assert full["windows"]["end_s"] == [1.0, 1.5]
+    assert np.array_equal(full["windows"]["embeddings"][1], 2 * VECTOR)
+
+
+def head(task: str) -> Head:
+    """Scores follow the vector itself: logits are its first three numbers."""
+    D = 4
+    return Head(
+        name="h",
+        labels=("a", "b", "c"),
+        task=task,  # type: ignore[arg-type]
+        scaler_mean=np.zeros(D, dtype=np.float32),
+        scaler_std=np.ones(D, dtype=np.float32),
+        weight=np.eye(3, D, dtype=np.float32),
+        bias=np.zeros(3, dtype=np.float32),
+    )
+
+
+def tags(toy_model: Model, task: str, **parameters: float) -> list[dict[str, object]]:
+    vector = np.array([0.0, np.log(2.0), np.log(5.0), 9.0], dtype=np.float32)  # odds 1 : 2 : 5
+    sound = Sound(Embedding(vector), 1.0)
+    content = classify_content(toy_model, head(task), sound, ClassifyParameters.model_validate(parameters))
+    result: list[dict[str, object]] = content["tags"]
+    return result
+
+
+def test_tags_are_the_best_ones_first(toy_model: Model) -> None:
+    assert tags(toy_model, "multiclass") == [
+        {"label": "c", "score": 0.625},
+        {"label": "b", "score": 0.25},
+        {"label": "a", "score": 0.125},
+    ]
+    assert tags(toy_model, "multilabel", top_k=1) == [{"label": "c", "score": pytest.approx(5 / 6, abs=1e-6)}]
+
+
+def test_a_threshold_leaves_tags_out_and_may_leave_none(toy_model: Model) -> None:
+    assert [tag["label"] for tag in tags(toy_model, "multiclass", threshold=0.2)] == ["c", "b"]
+    assert tags(toy_model, "multiclass", threshold=0.9) == []

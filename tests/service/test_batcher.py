@@ -1,0 +1,322 @@
+"""The batcher with a fake `run_batch` in a real event loop: no audio, no network, no HTTP."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.batcher import Batcher
+from service.errors import Overloaded
+
+
+class Job(NamedTuple):
+    """An item: its result is `name` in capitals, unless it is poison."""
+
+    name: str
+    cost: int = 1
+    group: str = "g"
+
+
+class Recorder:
+    """A `run_batch` that notes its batches, and waits inside the first one until `gate` is opened."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.jobs: list[list[Job]] = []
+        self.entered = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, jobs: list[Job]) -> list[str]:
+        self.batches.append([job.name for job in jobs])
+        self.jobs.append(jobs)
+        self.entered.set()
+        self.gate.wait(5)
+        if any("poison" in job.name for job in jobs):
+            raise ValueError("cannot work on poison")
+        if any("exit" in job.name for job in jobs):
+            raise SystemExit(3)
+        return [job.name.upper() for job in jobs]
+
+
+def batcher_for(run_batch: Callable[[list[Job]], list[str]], **changes: Any) -> Batcher[Job, str]:
+    budgets = {"max_batch_cost": 100, "max_batch_items": 8, "max_queue_cost": 1000} | changes
+    return Batcher(run_batch, cost_of=lambda job: job.cost, group_of=lambda job: job.group, **budgets)
+
+
+def with_batcher(story: Callable[[Batcher[Job, str], Recorder], Awaitable[None]], **changes: Any) -> Recorder:
+    """Tell `story` with a running batcher, and drain it."""
+    recorder = Recorder()
+
+    async def tell() -> None:
+        batcher = batcher_for(recorder, **changes)
+        batcher.start()
+        await story(batcher, recorder)
+        recorder.gate.set()
+        await asyncio.wait_for(batcher.drain(), 5)
+
+    asyncio.run(tell())
+    return recorder
+
+
+async def hold_the_worker(batcher: Batcher[Job, str], recorder: Recorder) -> "asyncio.Task[list[str]]":
+    """Occupy the worker with a batch of its own, so that what comes next has to wait."""
+    recorder.gate.clear()
+    task = asyncio.create_task(batcher.submit([Job("first", group="hold")]))
+    await asyncio.to_thread(recorder.entered.wait, 5)
+    return task
+
+
+async def line_up(batcher: Batcher[Job, str], *requests: list[Job]) -> "list[asyncio.Task[list[str]]]":
+    tasks = [asyncio.create_task(batcher.submit(request)) for request in requests]
+    await asyncio.sleep(0)  # one turn of the loop: every task has entered the line
+    return tasks
+
+
+def test_a_lone_request_is_answered_at_once_and_in_order() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        assert await batcher.submit([Job("a"), Job("b"), Job("c")]) == ["A", "B", "C"]
+
+    assert with_batcher(story).batches == [["a", "b", "c"]]
+
+
+def test_what_waits_while_the_worker_is_busy_becomes_one_batch() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        first = await hold_the_worker(batcher, recorder)
+        tasks = await line_up(batcher, [Job("a")], [Job("b")], [Job("c")])
+        recorder.gate.set()
+        assert await asyncio.gather(*tasks) == [["A"], ["B"], ["C"]]
+        await first
+
+    assert with_batcher(story).batches == [["first"], ["a", "b", "c"]]
+
+
+def test_only_items_of_one_group_share_a_batch() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        await hold_the_worker(batcher, recorder)
+        tasks = await line_up(batcher, [Job("a1", group="a")], [Job("b1", group="b")], [Job("a2", group="a")])
+        recorder.gate.set()
+        await asyncio.gather(*tasks)
+
+    assert with_batcher(story).batches == [["first"], ["a1", "a2"], ["b1"]]
+
+
+def test_a_batch_keeps_its_budgets_of_cost_and_of_items() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        await hold_the_worker(batcher, recorder)
+        jobs = [Job("60", 60), Job("40", 40), Job("1", 1), *[Job(f"n{i}") for i in range(9)]]
+        tasks = await line_up(batcher, *[[job] for job in jobs])
+        recorder.gate.set()
+        await asyncio.gather(*tasks)
+
+    batches = with_batcher(story).batches[1:]
+    assert batches == [["60", "40"], ["1", *[f"n{i}" for i in range(7)]], ["n7", "n8"]]
+
+
+def test_an_item_larger_than_the_budget_goes_alone() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        assert await batcher.submit([Job("huge", 500), Job("tiny")]) == ["HUGE", "TINY"]
+
+    assert with_batcher(story).batches == [["huge"], ["tiny"]]
+
+
+def test_requests_of_one_group_take_turns() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        await hold_the_worker(batcher, recorder)
+        tasks = await line_up(batcher, [Job(f"a{i}") for i in range(4)], [Job("b0"), Job("b1")], [Job("c0")])
+        recorder.gate.set()
+        await asyncio.gather(*tasks)
+
+    batches = with_batcher(story, max_batch_items=3).batches
+    assert batches == [["first"], ["a0", "b0", "c0"], ["a1", "b1", "a2"], ["a3"]]
+
+
+def test_the_many_windows_of_a_long_clip_let_short_clips_pass() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        await hold_the_worker(batcher, recorder)
+        long = [Job(f"w{i}", 10, "long") for i in range(5)]
+        tasks = await line_up(batcher, long, [Job("s0", 1, "short")], [Job("s1", 1, "short")])
+        recorder.gate.set()
+        await asyncio.gather(*tasks)
+
+    # One window while others wait, all that fit once nobody does.
+    assert with_batcher(story).batches == [["first"], ["w0"], ["s0", "s1"], ["w1", "w2", "w3", "w4"]]
+
+
+def test_a_request_is_admitted_whole_or_not_at_all() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        await hold_the_worker(batcher, recorder)  # costs 1
+        fits, too_much = await line_up(batcher, [Job("a", 6)], [Job("b", 2), Job("c", 2)])
+        with pytest.raises(Overloaded):
+            await too_much
+        (exact,) = await line_up(batcher, [Job("d", 3)])
+        recorder.gate.set()
+        assert [await fits, await exact] == [["A"], ["D"]]
+
+    recorder = with_batcher(story, max_queue_cost=10)
+    assert sorted(name for batch in recorder.batches for name in batch) == ["a", "d", "first"]
+
+
+def test_an_admitted_request_is_never_refused_later() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        with batcher.admit(4) as place:
+            with batcher.admit(6), pytest.raises(Overloaded), batcher.admit(1):
+                pass
+            for share in range(5):
+                assert await place.run([Job(f"{share}", 4)]) == [f"{share}"]
+        assert batcher.admitted_cost == 0
+
+    with_batcher(story, max_queue_cost=10)
+
+
+def test_a_request_larger_than_the_queue_is_admitted_when_nobody_else_is() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        assert await batcher.submit([Job("giant", 50)]) == ["GIANT"]
+
+    with_batcher(story, max_queue_cost=10)
+
+
+def test_overloaded_says_when_to_come_back_from_queue_and_throughput() -> None:
+    batcher = batcher_for(Recorder())
+    assert batcher.retry_after_s() == 1  # nothing measured yet
+    batcher._measure(cost=200, seconds=2.0)
+    with batcher.admit(450):
+        assert batcher.retry_after_s() == 5  # 450 at 100 a second, rounded up
+
+
+def test_items_whose_caller_has_gone_are_dropped_before_the_batch_forms() -> None:
+    dropped: list[int] = []
+
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        await hold_the_worker(batcher, recorder)
+        gone, stays = await line_up(batcher, [Job("gone1"), Job("gone2")], [Job("stays")])
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        recorder.gate.set()
+        assert await stays == ["STAYS"]
+
+    assert with_batcher(story, on_drop=dropped.append).batches == [["first"], ["stays"]]
+    assert dropped == [2]
+
+
+def test_what_missed_its_deadline_is_not_worked_on() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        await hold_the_worker(batcher, recorder)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await batcher.submit([Job("late")])
+        recorder.gate.set()
+        assert await batcher.submit([Job("next")]) == ["NEXT"]
+
+    assert with_batcher(story).batches == [["first"], ["next"]]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_poison_item_fails_alone() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        await hold_the_worker(batcher, recorder)
+        good, bad, mixed = await line_up(
+            batcher, [Job("good")], [Job("poison")], [Job("fine"), Job("poison too"), Job("also fine")]
+        )
+        recorder.gate.set()
+        assert await good == ["GOOD"]
+        for task in (bad, mixed):
+            with pytest.raises(ValueError, match="cannot work on poison"):
+                await task
+
+    with_batcher(story)
+
+
+@pytest.mark.parametrize("name", ["poison", "exit"])
+def test_the_worker_survives_every_exception(name: str) -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        for _ in range(3):
+            with pytest.raises((ValueError, RuntimeError)):
+                await batcher.submit([Job(name)])
+        assert await batcher.submit([Job("a")]) == ["A"]
+
+    with_batcher(story)
+
+
+def test_a_wrong_number_of_results_is_an_error_not_a_shift() -> None:
+    async def story() -> None:
+        batcher = batcher_for(lambda jobs: [])
+        batcher.start()
+        with pytest.raises(RuntimeError, match="0 results for 1 items"):
+            await batcher.submit([Job("a")])
+        await batcher.drain()
+
+    asyncio.run(story())
+
+
+def test_draining_finishes_what_was_admitted_and_admits_nobody_else() -> None:
+    async def story() -> None:
+        recorder = Recorder()
+        batcher = batcher_for(recorder)
+        batcher.start()
+        first = await hold_the_worker(batcher, recorder)
+        (waiting,) = await line_up(batcher, [Job("a")])
+        draining = asyncio.create_task(batcher.drain())
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await batcher.submit([Job("late")])
+        assert not draining.done()
+        recorder.gate.set()
+        await draining
+        assert [await first, await waiting] == [["FIRST"], ["A"]]
+
+    asyncio.run(story())
+
+
+def test_a_place_tells_how_long_it_waited_and_ran() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        await hold_the_worker(batcher, recorder)
+        with batcher.admit(1) as place:
+            task = asyncio.create_task(place.run([Job("a")]))
+            await asyncio.sleep(0.02)
+            recorder.gate.set()
+            await task
+            assert place.waited_s > 0.015
+            assert place.ran_s > 0
+
+    with_batcher(story)
+
+
+def test_a_wait_fills_a_batch_and_ends_when_it_is_full() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        tasks = []
+        for name in "ab":
+            tasks += await line_up(batcher, [Job(name)])
+        async with asyncio.timeout(2):  # far below max_wait_s: the second request fills the batch
+            await asyncio.gather(*tasks)
+
+    assert with_batcher(story, max_wait_s=60.0, max_batch_items=2).batches == [["a", "b"]]
+
+
+jobs = st.builds(
+    Job, st.sampled_from(["ok", "poison"]), st.integers(1, 120), st.sampled_from(["a", "b", "c"])
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(requests=st.lists(st.lists(jobs, min_size=1, max_size=5), min_size=1, max_size=12))
+def test_whatever_comes_everyone_is_answered_for_themselves(requests: list[list[Job]]) -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        tasks = await line_up(batcher, *requests)
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        for request, answer in zip(requests, answers, strict=True):
+            if any(job.name == "poison" for job in request):
+                assert isinstance(answer, ValueError)
+            else:
+                assert answer == ["OK"] * len(request)
+        assert batcher.admitted_cost == 0
+
+    recorder = with_batcher(story, max_queue_cost=10_000)
+    for batch in recorder.jobs:
+        assert len({job.group for job in batch}) == 1
+        assert len(batch) <= 8
+        assert len(batch) == 1 or sum(job.cost for job in batch) <= 100

@@ -1,0 +1,164 @@
+"""The way of a clip through decode threads, batcher and pooling, without HTTP."""
+
+import asyncio
+import io
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from service import embedder as embedder_module
+from service import windows
+from service.embedder import Ask, Embedder, Timings
+from service.errors import AudioUnreadable, BadRequest, Overloaded, ViolaError
+from service.metrics import Metrics
+from service.model import Model
+from service.settings import Settings
+from service.threads import plan
+from service.upload import Upload
+
+WINDOW = 200  # log-mel frames, 2 s: the toy's longest
+
+
+def flac(seconds: float, seed: int = 0) -> bytes:
+    samples = np.random.default_rng(seed).normal(scale=0.1, size=round(16_000 * seconds))
+    file = io.BytesIO()
+    soundfile.write(file, samples, 16_000, format="FLAC")
+    return file.getvalue()
+
+
+def with_embedder(story: Callable[[Embedder], Awaitable[None]], **settings: Any) -> Metrics:
+    """Tell `story` with a running embedder, and drain it."""
+    chosen, metrics = Settings(threads=2, **settings), Metrics()
+
+    async def tell() -> None:
+        embedder = Embedder(chosen, plan(chosen), metrics)
+        embedder.start()
+        await story(embedder)
+        await embedder.drain()
+        assert embedder.batcher.admitted_cost == 0
+
+    asyncio.run(tell())
+    return metrics
+
+
+@pytest.mark.parametrize("seconds", [0.01, 1.0, 2.0, 7.9, 8.1, 30.0])
+@pytest.mark.parametrize(
+    "ask", [Ask(), Ask(frames=True), Ask(window_s=1.0, hop_s=0.5)], ids=["clip", "frames", "windows"]
+)
+def test_shares_through_the_batcher_give_what_one_window_after_the_other_gives(
+    seconds: float, ask: Ask, toy_model: Model
+) -> None:
+    content = flac(seconds)
+
+    async def story(embedder: Embedder) -> None:
+        sound = await embedder.embed(toy_model, Upload(content), ask, Timings())
+        samples = soundfile.read(io.BytesIO(content), dtype="float32")[0]
+        expected = windows.embed(
+            toy_model.run,
+            toy_model.card,
+            [toy_model.logmel(samples)],
+            frames=ask.frames,
+            window_s=ask.window_s,
+            hop_s=ask.hop_s,
+        )
+        assert sound.duration_s == seconds
+        np.testing.assert_allclose(sound.embedding.vector, expected.vector, rtol=1e-5, atol=1e-5)
+        if expected.frames is not None and expected.times_s is not None:
+            np.testing.assert_allclose(sound.embedding.frames, expected.frames, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(sound.embedding.times_s, expected.times_s)
+        if ask.window_s and ask.hop_s:
+            times_s = windows.segment_times_s(seconds, ask.window_s, ask.hop_s)
+            assert [(each.start_s, each.end_s) for each in sound.embedding.segments] == times_s
+        # embed does not know the duration: the frame centred on the clip's end may give it one segment more.
+        for segment, same in zip(sound.embedding.segments, expected.segments, strict=False):
+            np.testing.assert_allclose(segment.vector, same.vector, rtol=1e-5, atol=1e-5)
+
+    with_embedder(story)
+
+
+def test_a_long_clip_holds_two_shares_of_the_queue_and_a_short_one_what_it_is(toy_model: Model) -> None:
+    async def story(embedder: Embedder) -> None:
+        costs: list[int] = []
+        run = embedder.batcher._run_batch
+
+        def note(jobs: list[Any]) -> Any:
+            costs.append(embedder.batcher.admitted_cost)
+            return run(jobs)
+
+        embedder.batcher._run_batch = note
+        await embedder.embed(toy_model, Upload(flac(1.0)), Ask(), Timings())
+        assert costs == [104]  # 101 frames, padded
+        costs.clear()
+        await embedder.embed(toy_model, Upload(flac(60.0)), Ask(), Timings())
+        assert set(costs) == {2 * embedder_module.SHARE * WINDOW}
+
+    with_embedder(story)
+
+
+def test_a_clip_that_breaks_off_late_fails_and_leaves_nothing_in_the_queue(toy_model: Model) -> None:
+    content = flac(60.0)
+
+    async def story(embedder: Embedder) -> None:
+        with pytest.raises(AudioUnreadable):
+            await embedder.embed(toy_model, Upload(content[: len(content) * 2 // 3]), Ask(), Timings())
+
+    with_embedder(story)
+
+
+def test_a_clip_of_a_batch_that_breaks_off_late_fails_alone(toy_model: Model) -> None:
+    long, short = flac(60.0), flac(0.5)
+
+    async def story(embedder: Embedder) -> None:
+        uploads = [Upload(short), Upload(long[: len(long) * 2 // 3]), Upload(b"text"), Upload(long)]
+        results = await embedder.embed_all(toy_model, uploads, Ask(), Timings())
+        assert [isinstance(each, ViolaError) for each in results] == [False, True, True, False]
+
+    with_embedder(story)
+
+
+def test_too_many_clips_that_wait_to_be_decoded_are_refused(
+    toy_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedder_module, "MAX_WAITING_PER_THREAD", 2)
+    clips = [Upload(flac(0.2)) for _ in range(9)]
+
+    async def story(embedder: Embedder) -> None:
+        answers = await asyncio.gather(
+            *(embedder.embed(toy_model, clip, Ask(), Timings()) for clip in clips), return_exceptions=True
+        )
+        assert sum(isinstance(each, Overloaded) for each in answers) == 5  # two threads, two for each
+
+    with_embedder(story)
+
+
+def test_an_answer_that_would_be_too_large_is_refused_early(
+    toy_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedder_module, "MAX_NUMBERS", 16 * 100)
+
+    async def story(embedder: Embedder) -> None:
+        for ask in (Ask(frames=True), Ask(window_s=1.0, hop_s=0.02)):
+            with pytest.raises(BadRequest, match="more than 1600 numbers"):
+                await embedder.embed(toy_model, Upload(flac(5.0)), ask, Timings())
+            await embedder.embed(toy_model, Upload(flac(1.0)), ask, Timings())
+
+    with_embedder(story)
+
+
+def test_stages_are_timed_and_counted(toy_model: Model) -> None:
+    timings = Timings()
+
+    async def story(embedder: Embedder) -> None:
+        await embedder.embed(toy_model, Upload(flac(1.5)), Ask(), timings)
+
+    page = with_embedder(story).page().decode()
+    assert min(timings.decode, timings.logmel, timings.queue, timings.inference) > 0
+    assert timings.server_timing().startswith("read;dur=0.000, decode;dur=")
+    assert "viola_audio_seconds_total 1.5" in page
+    for stage in ("decode_duration", "logmel_duration", "queue_wait"):
+        assert f"viola_{stage}_seconds_count 1.0" in page
+    assert "viola_batch_fill_ratio_count 1.0" in page
+    assert 'viola_batch_fill_ratio_bucket{le="0.9"} 0.0' in page  # 151 frames, padded to 160

@@ -1,0 +1,44 @@
+"""Query strings checked, and told to the OpenAPI document."""
+
+import pytest
+
+from service.errors import BadRequest
+from service.parameters import ClassifyParameters, EmbedParameters, openapi, read
+
+
+def test_a_query_becomes_values() -> None:
+    parameters = read(EmbedParameters, {"frames": "true", "window_s": "2", "dtype": "float16"})
+    assert parameters == EmbedParameters(frames=True, window_s=2.0, dtype="float16")
+    assert parameters.hop_s is None
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ({"top_k": "0"}, "top_k: input should be greater than or equal to 1 (it is '0')"),
+        ({"topk": "1"}, "the parameter `topk` is not known; /docs lists those of this route"),
+        ({"hop_s": "1"}, "hop_s means nothing without window_s; give both or none"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_a_sentence(query: dict[str, str], sentence: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        read(ClassifyParameters, query)
+    assert str(refused.value) == sentence
+
+
+def test_every_fault_is_told_at_once() -> None:
+    with pytest.raises(BadRequest, match=r"top_k.*; threshold"):
+        read(ClassifyParameters, {"top_k": "-1", "threshold": "2"})
+
+
+def test_the_document_has_bounds_defaults_and_descriptions() -> None:
+    parameters = {each["name"]: each for each in openapi(ClassifyParameters)["parameters"]}
+    assert parameters["top_k"]["schema"] == {
+        "default": 5,
+        "minimum": 1,
+        "maximum": 1000,
+        "title": "Top K",
+        "type": "integer",
+    }
+    assert parameters["model"]["schema"]["type"] == "string"
+    assert all(each["description"] and not each["required"] for each in parameters.values())

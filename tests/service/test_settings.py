@@ -1,0 +1,54 @@
+"""Settings from the environment, and the page that is generated from them."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import DOCS, Settings, settings_page
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIOLA_PORT", "9000")
+    monkeypatch.setenv("VIOLA_MODELS_DIR", "/srv/models")
+    monkeypatch.setenv("VIOLA_API_KEYS", "first, second,")
+    settings = Settings()
+    assert settings.port == 9000
+    assert settings.models_dir == Path("/srv/models")
+    assert settings.api_keys == ("first", "second")
+
+
+def test_an_empty_variable_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIOLA_PORT", "")
+    assert Settings().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("VIOLA_PORT", "70000"),
+        ("VIOLA_DEVICE", "gpu"),
+        ("VIOLA_MAX_AUDIO_S", "inf"),
+        ("VIOLA_DEADLINE_S", "0"),
+        ("VIOLA_MAX_BATCH_ITEMS", "many"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError):
+        Settings()
+
+
+def test_settings_are_frozen_and_hide_the_keys() -> None:
+    settings = Settings(api_keys=("secret",))
+    with pytest.raises(ValidationError):
+        settings.port = 1
+    assert "secret" not in repr(settings)
+
+
+def test_every_setting_is_described() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_the_page_in_docs_is_that_of_the_class() -> None:
+    assert DOCS.read_text(encoding="utf-8") == settings_page(), "run `python -m service.settings`"

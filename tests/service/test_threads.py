@@ -1,0 +1,49 @@
+"""Thread counts from cores, affinity and cgroup."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings
+from service.threads import cgroup_quota, plan, usable_cores
+
+
+def test_the_quota_of_cgroup_version_2_is_read(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert cgroup_quota(tmp_path) == 1.5
+
+
+def test_the_quota_of_cgroup_version_1_is_read(tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("400000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert cgroup_quota(tmp_path) == 4
+
+
+def test_no_quota_is_no_limit(tmp_path: Path) -> None:
+    assert cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert cgroup_quota(tmp_path) is None
+
+
+def test_the_smaller_of_affinity_and_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert usable_cores(tmp_path) == (8, "the CPU affinity")
+    (tmp_path / "cpu.max").write_text("250000 100000\n")
+    assert usable_cores(tmp_path) == (3, "the cgroup's quota of 2.5 CPU")  # rounded up
+
+
+def test_cores_are_shared_by_the_processes() -> None:
+    shared = plan(Settings(threads=8, workers=2))
+    assert (shared.cores, shared.inference, shared.decode) == (4, 4, 4)
+    assert "8 core(s) from VIOLA_THREADS shared by 2 processes" in shared.reason
+
+
+def test_every_process_gets_a_core_and_a_short_clip_never_waits_for_a_long_one() -> None:
+    small = plan(Settings(threads=1, workers=4))
+    assert (small.cores, small.inference, small.decode) == (1, 1, 2)
+
+
+def test_one_batch_is_not_spread_over_too_many_threads() -> None:
+    assert plan(Settings(threads=64)).inference == 16
