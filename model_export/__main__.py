@@ -1,0 +1,136 @@
+"""`python -m model_export export | import`: see each one's --help."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from encoders import ENCODERS
+from encoders.frontend import BYOLA
+from service.errors import ModelFolderError
+from service.model import Card
+
+from .clips import FIXTURES, read_clips
+from .errors import ExportError
+from .export import CALIBRATION_CLIPS, VERIFIED_CLIPS, About, export
+from .published import LICENCE, NOTICE, load_published
+from .run import load_run
+from .weights import Trained
+
+INTENDED_USE = "Embeddings of any sound, for search, clustering and linear classifiers."
+LIMITATIONS = "Hears mono up to 8 kHz. Was not made to identify persons or to transcribe speech."
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m model_export", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_export(commands)
+    add_import(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ExportError, ModelFolderError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}. Nothing was written.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted: nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("export", help="a run of `python -m training pretrain` as a model folder")
+    parser.add_argument("--run", type=Path, required=True, dest="run_folder", help="the run's folder")
+    parser.add_argument(
+        "--weights",
+        choices=["average", "last"],
+        help="the moving average of the weights or the last ones (default: the average where one is kept)",
+    )
+    parser.add_argument("--training-data", default="", help="a sentence on the data for the card")
+    add_common(parser, licence="not stated")
+    parser.set_defaults(run=run_export)
+
+
+def add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("import", help="a published BYOL-A checkpoint of yours as a model folder")
+    parser.add_argument("--encoder", choices=list(ENCODERS), required=True)
+    parser.add_argument("--weights", type=Path, required=True, help="the .pth or .safetensors file")
+    parser.add_argument("--mean", type=float, help="of the log-mels of the data it will hear")
+    parser.add_argument("--std", type=float, help="of the same, over all elements")
+    add_common(parser, licence=LICENCE)
+    parser.set_defaults(run=run_import)
+
+
+def add_common(parser: argparse.ArgumentParser, *, licence: str) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="the model folder, models/NAME")
+    parser.add_argument("--force", action="store_true", help="replace the folder in --out, heads included")
+    parser.add_argument("--int8", action="store_true", help="add the 8-bit graph for CPUs")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR|CSV",
+        help="real clips like those to be served: int8 is calibrated and everything is verified with them "
+        "(default: verify with tests/fixtures)",
+    )
+    parser.add_argument("--name", help="in the card (default: that of the folder)")
+    parser.add_argument("--version", default="1.0.0", help="in the card")
+    parser.add_argument("--description", help="in the card, one sentence")
+    parser.add_argument("--licence", default=licence, help=f"in the card, SPDX (default: {licence})")
+    parser.add_argument("--intended-use", default=INTENDED_USE, help="in the card")
+    parser.add_argument("--limitations", default=LIMITATIONS, help="in the card")
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    trained = load_run(arguments.run_folder, weights=arguments.weights)
+    if arguments.training_data:
+        trained.training["data"] = arguments.training_data
+    write(trained, arguments, description=f"{trained.name}, trained by viola")
+
+
+def run_import(arguments: argparse.Namespace) -> None:
+    print(NOTICE, end="\n\n")
+    trained = load_published(arguments.encoder, arguments.weights, mean=arguments.mean, std=arguments.std)
+    write(trained, arguments, description=f"{trained.name} with the weights published by NTT, for evaluation")
+
+
+def write(trained: Trained, arguments: argparse.Namespace, *, description: str) -> None:
+    if arguments.int8 and not arguments.calibration:
+        raise ExportError(
+            "--int8 needs --calibration: a folder or a CSV of real clips like those to be served, from which "
+            "the ranges of the integers are taken."
+        )
+    about = About(
+        name=arguments.name or arguments.out.resolve().name,
+        version=arguments.version,
+        description=arguments.description or description,
+        licence=arguments.licence,
+        intended_use=arguments.intended_use,
+        limitations=arguments.limitations,
+    )
+    clips = read_clips(
+        arguments.calibration or FIXTURES,
+        sample_rate=BYOLA.sample_rate,
+        at_most=CALIBRATION_CLIPS if arguments.int8 else VERIFIED_CLIPS,
+    )
+    card = export(
+        trained,
+        arguments.out,
+        about=about,
+        clips=clips,
+        int8=arguments.int8,
+        force=arguments.force,
+        report=print,
+    )
+    print(summary(card, arguments.out))
+
+
+def summary(card: Card, out: Path) -> str:
+    lines = [f"{out}: {card.encoder.name}, {card.embedding_size} numbers every {card.frame_period_ms:g} ms"]
+    lines += [f"  {(out / name).stat().st_size / 1e6:6.1f} MB  {name}" for name in card.files]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Real sounds, to calibrate and to verify with: a folder or a CSV in, waveforms out."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.audio import decode
+from service.errors import ViolaError
+from service.offline import audio_files
+
+from .errors import ExportError
+
+FIXTURES = Path(__file__).parent.parent / "tests" / "fixtures"
+LONGEST_S = 10.0  # of a clip, what follows is left out: many clips tell more than one long one
+SEED = 0
+
+Samples = NDArray[np.float32]
+
+
+def read_clips(source: Path, *, sample_rate: int, at_most: int) -> list[Samples]:
+    """At most so many waveforms (n,) float32 in [-1, 1], drawn at random, the same for the same source.
+
+    `source`: a folder (with those below it), or a CSV with a column `file_name` or `path`, relative to it.
+    Files that cannot be decoded are passed over. Raises ExportError where nothing is left.
+    """
+    paths = list(dict.fromkeys(_paths(source)))
+    clips: list[Samples] = []
+    for index in np.random.default_rng(SEED).permutation(len(paths)):
+        if len(clips) == at_most:
+            break
+        try:
+            samples = decode(paths[index], sample_rate=sample_rate).samples
+        except ViolaError:
+            continue
+        clips.append(samples[: int(LONGEST_S * sample_rate)])
+    if not clips:
+        raise ExportError(
+            f"{source} holds no audio that can be decoded: real clips are needed to verify with."
+        )
+    return clips
+
+
+def _paths(source: Path) -> Iterator[Path]:
+    if source.is_dir():
+        yield from audio_files([source])
+    elif source.is_file():
+        yield from _paths_of_table(source)
+    else:
+        raise ExportError(f"{source} is neither a folder of audio files nor a CSV file.")
+
+
+def _paths_of_table(table: Path) -> Iterator[Path]:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, restval="")
+            columns = rows.fieldnames or []
+            column = next((name for name in ("file_name", "path") if name in columns), None)
+            if column is None:
+                raise ExportError(f"{table} has no column 'file_name' or 'path', only {', '.join(columns)}.")
+            yield from (table.parent / row[column] for row in rows if row[column])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ExportError(f"{table} is not a CSV file in UTF-8: {error}.") from error

@@ -1,0 +1,192 @@
+"""A trained encoder in, a verified model folder out; see docs/model_folder.md for what lies in it."""
+
+import dataclasses
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnx
+import safetensors.numpy
+from numpy.typing import NDArray
+from pydantic import JsonValue, ValidationError
+
+from encoders.frontend import BYOLA, Frontend, hann_window, mel_filterbank
+from service import logmel as served_logmel
+from service.model import GRAPH_FILES, Card, Encoder, Model, Normalization, Windows, sha256_of, write_card
+
+from .errors import ExportError
+from .folder import new_folder
+from .graph import Float32, encoder_graph
+from .quantise import int8_graph
+from .verify import check_as_trained, check_batch_independence, cosines, cut_to_lengths
+from .weights import Trained
+
+WINDOW_FRAMES = 1000  # longest window of log-mel frames, 10 s
+VERIFIED_CLIPS = 10
+CALIBRATION_CLIPS = 384  # of which every third is held out to measure with
+FEWEST_CALIBRATION_CLIPS = 6
+LEAST_COSINE = 0.999
+
+Samples = NDArray[np.float32]
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a person says of the model."""
+
+    name: str
+    version: str
+    description: str
+    licence: str
+    intended_use: str
+    limitations: str
+
+
+def export(
+    trained: Trained,
+    out: Path,
+    *,
+    about: About,
+    clips: Sequence[Samples],
+    int8: bool = False,
+    force: bool = False,
+    least_cosine: float = LEAST_COSINE,
+    report: Report = lambda line: None,
+) -> Card:
+    """Write the model folder `out`. `clips`: (n,) float32 at the front-end's rate, real ones, to verify with
+    and, for int8, to calibrate with. Raises ExportError, and then `out` is as it was before.
+    """
+    if int8 and len(clips) < FEWEST_CALIBRATION_CLIPS:
+        raise ExportError(
+            f"{len(clips)} clips are too few to calibrate int8 with: give hundreds, of your kind."
+        )
+    frontend = dataclasses.replace(BYOLA, n_mels=trained.encoder.n_mels)
+    verified = cut_to_lengths(clips, n=VERIFIED_CLIPS, sample_rate=frontend.sample_rate)
+    with new_folder(out, force=force) as folder:
+        arrays = {"window": hann_window(frontend.win_length), "filterbank": mel_filterbank(frontend)}
+        (folder / "frontend.safetensors").write_bytes(safetensors.numpy.save(arrays))
+        graph = encoder_graph(trained.encoder, mean=trained.mean, std=trained.std, arithmetic=Float32())
+        onnx.save(graph, folder / GRAPH_FILES["float32"])
+        card = with_hashes(folder, card_of(trained, frontend, about))
+        model = Model.load(folder, device="cpu", precision="float32")
+        worst = check_as_trained(model, trained, verified)
+        alone = check_batch_independence(model, verified)
+        report(
+            f"verified on {len(verified)} clips: PyTorch and the served graph differ by {worst:.1e}, a clip "
+            f"alone and in a padded batch by {alone:.1e}"
+        )
+        if int8:
+            card = add_int8(folder, card, model, trained, clips, verified, least_cosine, report)
+    return card
+
+
+def add_int8(
+    folder: Path,
+    card: Card,
+    model: Model,
+    trained: Trained,
+    clips: Sequence[Samples],
+    verified: Sequence[Samples],
+    least_cosine: float,
+    report: Report,
+) -> Card:
+    """Write the int8 graph beside the float one of `model`. Raises ExportError where they lie too far apart.
+
+    Two thirds of the clips calibrate it, one third is held out to measure the distance.
+    """
+    logmels = [model.logmel(clip) for clip in clips]
+    held_out = logmels[::3]
+    calibration = [logmel for i, logmel in enumerate(logmels) if i % 3]
+    graph = int8_graph(trained.encoder, mean=trained.mean, std=trained.std, calibration=calibration)
+    onnx.save(graph, folder / GRAPH_FILES["int8"])
+    card = with_hashes(folder, card)
+    quantised = Model.load(folder, device="cpu", precision="int8")
+    found = cosines(quantised, model, held_out)
+    mean, lowest = float(found.mean()), float(found.min())
+    if not mean >= least_cosine:
+        raise ExportError(
+            f"The int8 graph is too far from the float one: on {len(found)} clips held out of the "
+            f"calibration their cosine is {mean:.5f} in the mean, less than {least_cosine}. Calibrate with "
+            "more clips of the kind that will be served, or export without --int8."
+        )
+    check_batch_independence(quantised, verified)
+    report(f"int8: cosine to float32 {mean:.5f} in the mean, {lowest:.5f} at least, of {len(found)} clips")
+    variant: dict[str, JsonValue] = {
+        "cosine_mean": round(mean, 6),
+        "cosine_min": round(lowest, 6),
+        "clips": len(found),
+        "calibration_clips": len(calibration),
+    }
+    return with_hashes(folder, card.model_copy(update={"variants": {"int8": variant}}))
+
+
+def with_hashes(folder: Path, card: Card) -> Card:
+    """The card, written, that lists the folder's files as they are now."""
+    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != "card.json"}
+    card = card.model_copy(update={"files": files})
+    write_card(folder, card)
+    return card
+
+
+def card_of(trained: Trained, frontend: Frontend, about: About) -> Card:
+    encoder = trained.encoder
+    try:
+        return Card(
+            name=about.name,
+            version=about.version,
+            description=about.description,
+            licence=about.licence,
+            created=datetime.now(UTC).date().isoformat(),
+            commit=commit(),
+            encoder=Encoder(name=trained.name, parameters={**trained.parameters}),
+            sample_rate=frontend.sample_rate,
+            frontend=served_frontend(frontend),
+            normalization=Normalization(mean=trained.mean, std=trained.std),
+            embedding_size=encoder.embedding_size,
+            frame_period_ms=encoder.frame_period_ms,
+            first_frame_centre_ms=encoder.first_frame_centre_ms,
+            pooling="mean+max",
+            min_samples=max(frontend.min_samples, (encoder.stride - 1) * frontend.hop_length),
+            windows=Windows(
+                kind="exact", stride=encoder.stride, context=encoder.context, frames=WINDOW_FRAMES
+            ),
+            files={},
+            training=trained.training,
+            intended_use=about.intended_use,
+            limitations=about.limitations,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ExportError(f"The card does not fit: {place} {first['input']!r}: {first['msg']}.") from error
+
+
+def served_frontend(frontend: Frontend) -> served_logmel.Frontend:
+    return served_logmel.Frontend(
+        n_fft=frontend.n_fft,
+        win_length=frontend.win_length,
+        hop_length=frontend.hop_length,
+        n_mels=frontend.n_mels,
+        centred=True,
+        power=2,
+        log="ln_add",
+        log_floor=frontend.log_floor,
+        f_min_hz=frontend.f_min_hz,
+        f_max_hz=frontend.f_max_hz,
+        mel_scale="slaney",
+        mel_norm="slaney",
+    )
+
+
+def commit() -> str:
+    """The commit that the code runs from, empty outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "--quiet", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""

@@ -1,0 +1,93 @@
+"""Is what will be served what was trained? PyTorch and the server's own Model, on real sounds.
+
+Clips are cut to several lengths, the shortest input among them. Distances are relative: the largest
+difference over the largest number of the reference.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from service.model import Model, Output
+from service.windows import embed
+
+from .errors import ExportError
+from .weights import Trained
+
+Array = NDArray[np.float32]
+
+LENGTHS_S = (0.02, 0.5, 1.0, 2.37, 10.0)
+AS_TRAINED = 1e-4  # float32 in another order, through five layers: 1e-6 is seen
+BATCH_INDEPENDENT = 1e-5
+
+
+def cut_to_lengths(clips: Sequence[Array], *, n: int, sample_rate: int) -> list[Array]:
+    """n clips (samples,), each of another length than its neighbours as far as it is long enough."""
+    return [clips[i % len(clips)][: int(LENGTHS_S[i % len(LENGTHS_S)] * sample_rate)] for i in range(n)]
+
+
+def check_as_trained(model: Model, trained: Trained, clips: Sequence[Array]) -> float:
+    """The largest distance between PyTorch and the model, of frames and vectors. Raises ExportError."""
+    worst = 0.0
+    for clip in clips:
+        logmel = model.logmel(clip)
+        frames, vector = torch_embedding(trained, logmel)
+        served = embed(model.run, model.card, [logmel], frames=True)
+        assert served.frames is not None
+        if served.frames.shape != frames.shape:
+            raise ExportError(
+                f"Of {logmel.shape[1]} log-mel frames the graph makes {len(served.frames)} vectors, PyTorch "
+                f"{len(frames)}."
+            )
+        worst = max(worst, distance(served.frames, frames), distance(served.vector, vector))
+    if not worst <= AS_TRAINED:
+        raise ExportError(
+            f"The graph is not the trained encoder: they differ by {worst:.1e} of the largest value, "
+            f"more than {AS_TRAINED:.0e}."
+        )
+    return worst
+
+
+@torch.no_grad()
+def torch_embedding(trained: Trained, logmel: Array) -> tuple[Array, Array]:
+    """logmel (n_mels, T) -> frames (T', D) and clip vector (D,), as in training: alone, without padding."""
+    x = (torch.from_numpy(logmel)[None, None] - trained.mean) / trained.std
+    frames = trained.encoder(x)
+    return frames[0].numpy(), trained.encoder.pool(frames)[0].numpy()
+
+
+def check_batch_independence(model: Model, clips: Sequence[Array]) -> float:
+    """The largest distance between a clip alone and in a batch padded to the longest. Raises ExportError."""
+    logmels = [model.logmel(clip)[:, : model.card.windows.frames] for clip in clips]
+    together = model.run(logmels, frames=True)
+    alone = [model.run([logmel], frames=True)[0] for logmel in logmels]
+    worst = max(output_distance(mine, theirs) for mine, theirs in zip(together, alone, strict=True))
+    if not worst <= BATCH_INDEPENDENT:
+        raise ExportError(
+            f"An embedding depends on its batch: alone and padded it differs by {worst:.1e} of its largest "
+            f"value, more than {BATCH_INDEPENDENT:.0e}."
+        )
+    return worst
+
+
+def output_distance(a: Output, b: Output) -> float:
+    assert a.frames is not None
+    assert b.frames is not None
+    if a.count != b.count:
+        return float("inf")
+    return max(distance(a.sum, b.sum), distance(a.max, b.max), distance(a.frames, b.frames))
+
+
+def distance(a: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
+    return float(np.abs(a - reference).max() / max(np.abs(reference).max(), 1e-12))
+
+
+def cosines(model: Model, reference: Model, logmels: Sequence[Array]) -> NDArray[np.float64]:
+    """(n,) cosine between the two models' clip vectors of each log-mel."""
+    pairs = (
+        (embed(m.run, m.card, [logmel]).vector.astype(np.float64) for m in (model, reference))
+        for logmel in logmels
+    )
+    return np.array([a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in pairs])

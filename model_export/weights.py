@@ -1,0 +1,88 @@
+"""What is exported, wherever it comes from: an encoder with its weights, and what is known of its training.
+
+The strict part of reading weights is here: every key of the encoder must be there, and nothing else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+
+import encoders
+from encoders import Encoder
+
+from .errors import ExportError
+
+
+@dataclass(frozen=True)
+class Trained:
+    """`encoder` is in eval mode on the CPU, in float32; mean and std normalise its log-mels."""
+
+    name: str  # of the encoder
+    parameters: dict[str, int]
+    encoder: Encoder
+    mean: float
+    std: float
+    training: dict[str, JsonValue]
+
+
+def load_file(path: Path) -> Any:
+    """What torch.save wrote: tensors, numbers, strings, lists and dicts, no code. Raises ExportError."""
+    if not path.is_file():
+        raise ExportError(f"{path} does not exist.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch names no class for what can be wrong with a file
+        raise ExportError(f"{path} cannot be read as a file of torch.save: {_first_line(error)}") from error
+
+
+def build_encoder(name: str, parameters: dict[str, int], state: Mapping[str, Any], source: Path) -> Encoder:
+    """The encoder with exactly these weights. Raises ExportError that names every key which does not fit."""
+    try:
+        encoder = encoders.build(name, **parameters)
+    except ValueError as error:
+        raise ExportError(f"{source}: {error}") from error
+    complaints = list(_complaints(encoder.state_dict(), state))
+    if complaints:
+        raise ExportError(f"{source} does not hold the weights of {name}: {'; '.join(complaints)}.")
+    encoder.load_state_dict({key: value.float() for key, value in state.items()})
+    return encoder.eval().requires_grad_(False)
+
+
+def checked_statistics(mean: float, std: float, source: Path | str) -> tuple[float, float]:
+    if not (abs(mean) < float("inf") and 0 < std < float("inf")):
+        raise ExportError(f"{source}: mean {mean} and std {std} normalise nothing; std must be positive.")
+    return mean, std
+
+
+def _complaints(expected: Mapping[str, Tensor], found: Mapping[str, Any]) -> list[str]:
+    missing = [key for key in expected if key not in found]
+    unexpected = [str(key) for key in found if key not in expected]
+    complaints = []
+    if missing:
+        complaints.append(f"it lacks {', '.join(missing)}")
+    if unexpected:
+        complaints.append(f"it has {', '.join(unexpected)}, which the encoder has not")
+    for key in expected.keys() & found.keys():
+        complaint = _complaint_on(expected[key], found[key])
+        if complaint:
+            complaints.append(f"{key} {complaint}")
+    return complaints
+
+
+def _complaint_on(expected: Tensor, found: Any) -> str | None:
+    if not isinstance(found, Tensor):
+        return f"is a {type(found).__name__}, not a tensor"
+    if found.shape != expected.shape:
+        return f"has the shape {list(found.shape)}, not {list(expected.shape)}"
+    if not bool(torch.isfinite(found).all()):
+        return "holds NaN or infinite values"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,120 @@
+"""A trained encoder -> a folder -> the server's own Model, on real sounds."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model_export.clips import FIXTURES
+from model_export.errors import ExportError
+from model_export.export import export
+from model_export.verify import cosines, distance, torch_embedding
+from model_export.weights import Trained
+from service.audio import decode
+from service.model import Model, load_card
+from service.windows import embed
+
+from .conftest import ABOUT, MEAN, STD, random_encoder, random_trained
+
+Array = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def folder(trained: Trained, clips: list[Array], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "small"
+    export(trained, out, about=ABOUT, clips=clips, int8=True)
+    return out
+
+
+@pytest.fixture(scope="module", params=["float32", "int8"])
+def model(request: pytest.FixtureRequest, folder: Path) -> Model:
+    return Model.load(folder, device="cpu", precision=request.param)
+
+
+def test_a_folder_holds_what_its_card_lists(folder: Path, trained: Trained) -> None:
+    card = load_card(folder)
+    files = ["encoder.int8.onnx", "encoder.onnx", "frontend.safetensors"]
+    assert sorted(card.files) == files
+    assert sorted(path.name for path in folder.iterdir()) == ["card.json", *files]
+    assert (card.normalization.mean, card.normalization.std) == (MEAN, STD)
+    assert (card.windows.stride, card.frame_period_ms) == {
+        "byola-2020": (8, 80.0),
+        "byola-2022": (4, 40.0),
+    }[trained.name]
+    assert card.min_samples == {"byola-2020": 1120, "byola-2022": 513}[trained.name]
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.iterdir()), "others may read it"
+
+
+def test_the_server_gives_what_pytorch_gives(folder: Path, trained: Trained, clips: list[Array]) -> None:
+    model = Model.load(folder, device="cpu", precision="float32")
+    for clip in clips[:6]:
+        logmel = model.logmel(clip)
+        frames, vector = torch_embedding(trained, logmel)
+        served = embed(model.run, model.card, [logmel], frames=True)
+        assert served.frames is not None
+        assert distance(served.frames, frames) < 1e-5
+        assert distance(served.vector, vector) < 1e-5
+
+
+def test_30_seconds_in_windows_are_exactly_the_clip_in_one_pass(model: Model) -> None:
+    samples = decode(FIXTURES / "birds_30s_16k_mono.opus", sample_rate=16_000).samples
+    logmel = model.logmel(samples)
+    windowed = embed(model.run, model.card, [logmel], frames=True)
+    whole = model.run([logmel], frames=True)[0]
+    assert windowed.frames is not None
+    assert whole.frames is not None
+    assert logmel.shape[1] > 3 * model.card.windows.frames
+    assert distance(windowed.frames, whole.frames) < 1e-5
+    assert distance(windowed.vector, whole.sum / whole.count + whole.max) < 1e-5
+
+
+def test_int8_is_near_float32_and_the_card_says_how_near(folder: Path, clips: list[Array]) -> None:
+    exact, quantised = (Model.load(folder, device="cpu", precision=p) for p in ("float32", "int8"))
+    found = cosines(quantised, exact, [exact.logmel(clip) for clip in clips])
+    variant = load_card(folder).variants["int8"]
+    assert found.mean() > 0.999
+    assert variant["clips"] == 8  # every third of 23
+    assert variant["calibration_clips"] == 15
+    assert found.min() - 1e-6 <= float(str(variant["cosine_min"])) <= float(str(variant["cosine_mean"])) <= 1
+
+
+def test_int8_too_far_from_float32_is_refused_and_leaves_nothing(clips: list[Array], tmp_path: Path) -> None:
+    quiet = [clip * np.float32(1e-4) if i % 3 else clip for i, clip in enumerate(clips)]
+    with pytest.raises(ExportError, match=r"cosine is 0\.\d+ in the mean, less than 0\.999"):
+        export(random_trained("byola-2020"), tmp_path / "a", about=ABOUT, clips=quiet, int8=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_is_not_the_trained_encoder_is_refused_and_leaves_nothing(
+    clips: Sequence[Array], tmp_path: Path
+) -> None:
+    trained = random_trained("byola-2020")
+    trained.encoder.features.train()  # PyTorch normalises by the batch now, the graph by the statistics
+    with pytest.raises(ExportError, match="not the trained encoder"):
+        export(trained, tmp_path / "a", about=ABOUT, clips=clips)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_the_card_cannot_hold_is_refused(clips: list[Array], tmp_path: Path) -> None:
+    about = replace(ABOUT, name="my model")
+    with pytest.raises(ExportError, match="name 'my model'"):
+        export(random_trained("byola-2020"), tmp_path / "a", about=about, clips=clips)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_clips_to_calibrate_with_are_refused(clips: list[Array], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="5 clips are too few"):
+        export(random_trained("byola-2020"), tmp_path / "a", about=ABOUT, clips=clips[:5], int8=True)
+
+
+def test_the_full_size_files_fit_into_git(clips: list[Array], tmp_path: Path) -> None:
+    parameters = {"n_mels": 64, "d": 3072}
+    trained = Trained("byola-2022", parameters, random_encoder("byola-2022", **parameters), MEAN, STD, {})
+    out = tmp_path / "byola"
+    export(trained, out, about=ABOUT, clips=clips[:6], int8=True, least_cosine=0.9)
+    sizes = {path.name: path.stat().st_size for path in out.iterdir()}
+    assert 25.3e6 < sizes["encoder.onnx"] < 25.5e6
+    assert sizes["encoder.int8.onnx"] < 6.5e6

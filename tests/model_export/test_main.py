@@ -1,0 +1,53 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_export.__main__ import main
+from model_export.clips import FIXTURES
+from service.model import Model, load_card
+
+from .test_published import published_state
+
+
+def test_a_run_becomes_a_folder_that_is_served(
+    make_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "models" / "mine"
+    words = ["export", "--run", str(make_run(0.999)), "--out", str(out), "--licence", "CC0-1.0"]
+    assert main([*words, "--training-data", "five sounds"]) == 0
+    assert "verified on 10 clips" in capsys.readouterr().out
+    card = load_card(out)
+    assert (card.name, card.licence, card.encoder.name) == ("mine", "CC0-1.0", "byola-2022")
+    assert (card.training["data"], card.training["weights"]) == ("five sounds", "average")
+    assert Model.load(out, device="cpu").precision == "float32"
+
+    assert main(words) == 1
+    assert "exists: choose another --out" in capsys.readouterr().err
+    assert main([*words, "--force", "--name", "other"]) == 0
+    assert load_card(out).name == "other"
+
+
+def test_a_published_file_becomes_a_folder_under_its_licence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(published_state("byola-2020"), tmp_path / "d512.pth")
+    words = ["import", "--encoder", "byola-2020", "--weights", str(tmp_path / "d512.pth")]
+    words += ["--out", str(tmp_path / "ntt")]
+    assert main(words) == 1
+    assert "--mean and --std are needed" in capsys.readouterr().err
+    assert main([*words, "--mean", "-9.66", "--std", "4.72", "--int8", "--calibration", str(FIXTURES)]) == 0
+    assert "evaluation only" in capsys.readouterr().out
+    card = load_card(tmp_path / "ntt")
+    assert card.licence == "LicenseRef-NTT-evaluation"
+    assert "redistribution" in str(card.training["notice"])
+    assert Model.load(tmp_path / "ntt", device="cpu").precision == "int8"
+
+
+def test_int8_without_clips_to_calibrate_with_is_refused(
+    make_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "--run", str(make_run()), "--out", str(tmp_path / "a"), "--int8"]) == 1
+    assert "--int8 needs --calibration" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
