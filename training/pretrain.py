@@ -13,6 +13,7 @@ import copy
 import json
 import math
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -112,7 +113,8 @@ def pretrain(clips: Clips, recipe: Recipe, options: Options, world: World) -> No
         progress = tqdm(total=plan.steps, initial=run.step, unit="step", disable=not world.is_first)
         saved_at = time.monotonic()
         for order, waveforms in plan.batches(clips, run.step, last_step):
-            clock = Clock(world.device, active=run.step % options.log_every == 0)
+            is_logged = run.step % options.log_every == 0 or run.step + 1 == last_step
+            clock = Clock(world.device, active=is_logged)
             generator = seeded(recipe.optimisation.seed, run.step, world)
             x = normalised(logmel, waveforms.to(world.device), run.statistics)
             views, monitor = two_views(x, memory_view, generator)
@@ -132,7 +134,7 @@ def pretrain(clips: Clips, recipe: Recipe, options: Options, world: World) -> No
             clock.lap("network")
 
             progress.update()
-            if clock.active or run.step == last_step:
+            if is_logged:
                 line = log_line(run, step.loss, step.embedding, monitor, plan, clock, len(order) * world.size)
                 progress.set_postfix_str(f"loss {line['loss']:.3f}, {line['segments_per_s']:.0f} segments/s")
                 check(run, line)
@@ -425,7 +427,7 @@ class RunLog:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            tqdm.write(f"The log of step {line['step']} could not be written ({error}); training goes on.")
+            say(f"The log of step {line['step']} could not be written ({error}); training goes on.")
         self.draw(line)
 
     def draw(self, line: dict[str, float]) -> None:
@@ -436,7 +438,13 @@ class RunLog:
                 self.curves.add_scalar(name, value, int(line["step"]))
         except OSError as error:
             self.curves = None  # its writer does not recover
-            tqdm.write(f"TensorBoard's curves end at step {line['step']} ({error}); training goes on.")
+            say(f"TensorBoard's curves end at step {line['step']} ({error}); training goes on.")
+
+
+def say(sentence: str) -> None:
+    """Above the progress bar; where not even that can be written, training goes on."""
+    with suppress(OSError):
+        tqdm.write(sentence, file=sys.stderr)
 
 
 def step_of(line: str) -> float:
@@ -464,7 +472,7 @@ def save(run: Run, recipe: Recipe, options: Options, world: World, *, final: boo
         )
         if final:
             raise TrainingError(f"{sentence} Make room and continue with --resume.") from error
-        tqdm.write(f"{sentence} Training goes on; make room on the disk.")
+        say(f"{sentence} Training goes on; make room on the disk.")
 
 
 def state_of(run: Run, recipe: Recipe) -> dict[str, Any]:

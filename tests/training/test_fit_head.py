@@ -1,0 +1,103 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.model import Model, load_card
+from training.__main__ import main
+from training.clips import DataError
+from training.fit_head import fit_head, write_head
+from training.labelled import read_tasks
+
+FIXTURES = Path("tests/fixtures")
+SPEECH = (
+    "digit3_8k_mono_ulaw.wav",
+    "digit5_8k_mono_u8.wav",
+    "digit7_8k_mono_pcm16.wav",
+    "speech_16k_mono.flac",
+)
+HITS = (
+    "body_tap_44k1_stereo_pcm24.wav",
+    "finger_snap_44k1_stereo_float32.wav",
+    "hihat_96k_mono.flac",
+    "hihat_192k_mono.flac",
+)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Spoken and struck sounds as a CSV: three of each to train on, one to test on."""
+    table = tmp_path_factory.mktemp("labels") / "kinds.csv"
+    rows = ["file_name,label,split"]
+    for label, names in (("speech", SPEECH), ("hit", HITS)):
+        for i, name in enumerate(names):
+            rows.append(f"{(FIXTURES / name).resolve()},{label},{'test' if i == 3 else 'train'}")
+    table.write_text("\n".join(rows) + "\n")
+    return table
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A copy of the default model, to write into."""
+    return Path(shutil.copytree("models/byola", tmp_path / "byola"))
+
+
+def test_a_head_is_fitted_written_and_served(labelled, model_folder, capsys):
+    arguments = [
+        "--model",
+        str(model_folder),
+        "--data",
+        str(labelled),
+        "--head",
+        "kinds",
+        "--precision",
+        "float32",
+    ]
+    assert main(["fit-head", *arguments, "--learning-rate", "1e-3"]) == 0
+    assert "2 labels, accuracy 1.000 on test" in capsys.readouterr().out
+
+    model = Model.load(model_folder, precision="float32")  # hashes and card fit, or it would be refused
+    head = model.heads["kinds"]
+    assert (head.labels, head.task) == (("hit", "speech"), "multiclass")
+    assert head.results["test_clips"] == 2
+    assert set(model.heads) > {"kinds"}  # the others are still there
+
+
+def test_a_head_of_the_same_name_is_replaced(labelled, model_folder):
+    (task,) = read_tasks(labelled)
+    fitted = fit_head(task, np.random.default_rng(0).normal(size=(8, 3072)).astype(np.float32))
+    write_head(model_folder, "digits", fitted, "another")
+    assert Model.load(model_folder).heads["digits"].training_data == "another"
+    assert list((model_folder / "heads").glob("*.part")) == []
+    assert "heads/digits.safetensors" in load_card(model_folder).files
+
+
+def test_several_folds_need_the_one_that_is_tested(tmp_path):
+    (tmp_path / "list.csv").write_text("file_name,label,fold\n" + "".join(f"{i},a,{i}\n" for i in range(3)))
+    (task,) = read_tasks(tmp_path / "list.csv")
+    with pytest.raises(DataError, match="--test-fold"):
+        fit_head(task, np.zeros((3, 4), dtype=np.float32))
+
+
+def test_a_file_that_cannot_be_embedded_is_named(labelled, model_folder, tmp_path, capsys):
+    bad = tmp_path / "bad.csv"
+    bad.write_text(labelled.read_text() + f"{(FIXTURES / 'invalid/text.wav').resolve()},hit,train\n")
+    assert main(["fit-head", "--model", str(model_folder), "--data", str(bad), "--head", "kinds"]) == 1
+    assert "text.wav cannot be embedded" in capsys.readouterr().err
+    assert "kinds" not in Model.load(model_folder).heads
+
+
+def test_evaluate_writes_json_pictures_and_the_card(labelled, model_folder, tmp_path, capsys):
+    out = tmp_path / "results" / "kinds.json"
+    arguments = ["--model", str(model_folder), "--data", str(labelled), "--out", str(out), "--seeds", "42"]
+    assert main(["evaluate", *arguments, "--baselines", "--write-card", "--learning-rate", "1e-3"]) == 0
+    written = json.loads(out.read_text())
+    assert list(written["results"]) == ["byola", "untrained", "log-mel statistics"]
+    assert 0 <= written["results"]["byola"]["mean"] <= 1
+    assert out.with_suffix(".kinds.confusion.png").stat().st_size > 5000
+    assert out.with_suffix(".kinds.tsne.png").stat().st_size > 5000
+    assert "| kinds | accuracy |" in capsys.readouterr().out
+    (row,) = load_card(model_folder).evaluation
+    assert {"task", "value", "ci95", "untrained", "log-mel statistics"} <= set(row)
