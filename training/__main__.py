@@ -11,6 +11,7 @@ from service.errors import ModelFolderError
 from service.model import Model, load_card, write_card
 
 from . import embeddings, evaluate, fit_head
+from .allocator import keep_freed_memory
 from .checkpoint import FILE_NAME as CHECKPOINT
 from .checkpoint import CheckpointError
 from .clips import DataError, find_audio, load_clips
@@ -73,6 +74,7 @@ def add_pretrain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run_pretrain(arguments: argparse.Namespace) -> None:
     world = join_world(arguments.device)
+    keep_freed_memory()
     try:
         out: Path = arguments.out
         recipe = recipe_of_run(arguments)
