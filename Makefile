@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: serve test check format demo clean
+.PHONY: serve test check format demo bench clean
 
 serve: .venv-serve/ready  ## set up the server's environment (no torch) and serve models/ on port 8000
 	.venv-serve/bin/python -m service
@@ -13,7 +13,7 @@ test: .venv/ready  ## set up everything and run the tests
 check: .venv/ready  ## lint and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy service encoders training model_export
+	.venv/bin/mypy service encoders training model_export benchmarks
 
 format: .venv/ready
 	.venv/bin/ruff check --fix .
@@ -22,12 +22,18 @@ format: .venv/ready
 demo: .venv/ready  ## the whole chain on a few clips: train tiny, export, serve, embed
 	.venv/bin/python -m benchmarks.demo
 
+bench: .venv/ready  ## measure speed, about seven minutes on an idle machine; the tables land in benchmarks/README.md
+	.venv/bin/python -m benchmarks.overhead
+	.venv/bin/python -m benchmarks.load
+	.venv/bin/python -m benchmarks.training
+	.venv/bin/python -m benchmarks.report
+
 clean:
 	rm -rf .venv .venv-serve build
 
 .venv-serve/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-serve
-	.venv-serve/bin/pip install --quiet '.[cpu,bulk]'
+	.venv-serve/bin/pip install --quiet '.[cpu]'
 	touch $@
 
 .venv/ready: pyproject.toml

@@ -1,0 +1,1 @@
+"""How fast, measured: `python -m benchmarks.overhead | load | training | report`; see README.md here."""

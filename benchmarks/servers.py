@@ -1,0 +1,162 @@
+"""How to start a server in, the running process out: its port, its log, its CPU time and memory.
+
+Every server runs in a process of its own on loopback, and is stopped by its process id. CPU time and memory
+are those of the process and all that it started, from /proc: Linux only.
+"""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.clients import HOST
+
+ROOT = Path(__file__).parents[1]
+LOGS = ROOT / "runs" / "bench"
+START_S = 120.0
+STOP_S = 30.0
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+# Set here by the import of `service` for its own process; a peer shall have its libraries' own defaults.
+THREAD_PINS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Server:
+    """command: `{port}` stands for the port; environment: beside this process's own; ready: answers 200."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    ready: str = "/health/ready"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that is ready."""
+
+    server: Server
+    port: int
+    pid: int
+
+    def cpu_s(self) -> float:
+        """User and system time so far, steps of 10 ms."""
+        return sum(_cpu_s(pid) for pid in family(self.pid))
+
+    def memory_mb(self) -> float:
+        """What the processes hold, pages that they share counted once (PSS)."""
+        return sum(_pss_kb(pid) for pid in family(self.pid)) / 1000
+
+
+def viola(model: Path, precision: str) -> Server:
+    """Our server, as `python -m service` starts it, with one model folder."""
+    return Server(
+        f"viola {precision}",
+        (sys.executable, "-m", "service"),
+        {
+            "VIOLA_HOST": HOST,
+            "VIOLA_PORT": "{port}",
+            "VIOLA_MODELS_DIR": str(model.parent.resolve()),
+            "VIOLA_MODEL": model.name,
+            "VIOLA_PRECISION": precision,
+        },
+    )
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Running]:
+    """Started and ready; stopped by SIGTERM at the end. Raises RuntimeError when it does not become ready."""
+    port = free_port()
+    inherited = {name: value for name, value in os.environ.items() if name not in THREAD_PINS}
+    own = {name: value.format(port=port) for name, value in server.environment.items()}
+    log = LOGS / f"{server.name.replace(' ', '-')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [part.format(port=port) for part in server.command],
+            cwd=ROOT,
+            env=inherited | own,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        _wait_until_ready(process, port, server.ready, log)
+        yield Running(server, port, process.pid)
+    finally:
+        _stop(process)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def family(pid: int) -> list[int]:
+    """The process and all its descendants."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        fields = _stat(path)
+        if fields:
+            children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found = [pid]
+    for each in found:
+        found += children.get(each, [])
+    return found
+
+
+def _stat(path: Path) -> list[str]:
+    """The fields of /proc/PID/stat behind the name (which may hold blanks): state, parent, …"""
+    try:
+        return path.read_text().rpartition(")")[2].split()
+    except OSError:  # it has just ended
+        return []
+
+
+def _cpu_s(pid: int) -> float:
+    fields = _stat(Path(f"/proc/{pid}/stat"))
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S if fields else 0.0
+
+
+def _pss_kb(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, path: str, log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with code {process.returncode}; its log is {log}")
+        if _answers(port, path):
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"the server was not ready after {START_S:g} s; its log is {log}")
+
+
+def _answers(port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,125 @@
+"""Training speed: segments per second of the real command, and the share that is not the network.
+
+`python -m training pretrain` trains byola-2022 in batches of 128 on made-up clips for a few steps, without
+and with --compile, on the CPU and on a GPU if there is one. The run's own log tells each step's time and the
+share of log-mel and augmentation; its clock tells the rate, waiting for data and writing the log included.
+The first steps, which compile and warm up, do not count.
+
+Out: results/training.json.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from benchmarks.results import Result, markdown, middle, say, span, write
+from benchmarks.servers import LOGS, ROOT, THREAD_PINS
+
+SAMPLE_RATE = 16_000
+CLIPS, CLIP_S = 512, 2.0
+BATCH = 128
+WARM_UP = 3  # steps
+STEPS = {"cpu": 12, "cuda": 300}  # that count, half a minute on two cores, a few seconds on a GPU
+LIMIT_S = 600.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
+    parser.add_argument("--steps", type=int, help=f"of each run, by default {STEPS}")
+    parser.add_argument("--batch", type=int, default=BATCH)
+    arguments = parser.parse_args()
+    rows = []
+    LOGS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=LOGS) as folder:
+        write_clips(Path(folder) / "clips")
+        for device, compiled in product(devices(), (False, True)):
+            lines = train(Path(folder), device, compiled, arguments.batch, arguments.steps or STEPS[device])
+            speed = speed_of(lines[WARM_UP:])
+            rows.append({"device": device, "compiled": compiled, **speed})
+            say(f"{device}, compiled: {compiled}, {span(speed['segments_per_s'], 0)} segments/s")
+    path = write("training", rows, recipe="byola-2022", batch=arguments.batch)
+    say(f"{path} written")
+
+
+def devices() -> list[str]:
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def write_clips(folder: Path) -> None:
+    """WAV files, each a tone in coloured noise, no two alike, so that there is something to learn."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    times_s = np.arange(int(CLIP_S * SAMPLE_RATE)) / SAMPLE_RATE
+    for number in range(CLIPS):
+        spectrum = np.fft.rfft(random.normal(size=len(times_s)))
+        noise = np.fft.irfft(spectrum / np.arange(1, len(spectrum) + 1) ** random.uniform(0, 1.5))
+        tone = np.sin(2 * np.pi * random.uniform(80, 7000) * times_s)
+        clip = noise / np.abs(noise).max() + random.uniform(0, 1) * tone
+        soundfile.write(folder / f"{number}.wav", (0.4 * clip).astype(np.float32), SAMPLE_RATE)
+
+
+def train(folder: Path, device: str, compiled: bool, batch: int, steps: int) -> list[dict[str, float]]:
+    """The lines of log.jsonl, one per step. Raises CalledProcessError or TimeoutExpired."""
+    run = folder / f"{device}-{'compiled' if compiled else 'eager'}"
+    command = [
+        sys.executable,
+        "-m",
+        "training",
+        "pretrain",
+        "--data",
+        str(folder / "clips"),
+        "--out",
+        str(run),
+    ]
+    command += ["--recipe", "byola-2022", "--set", f"optimisation.batch_size={batch}", "--device", device]
+    command += [
+        "--stop-after",
+        str(WARM_UP + steps),
+        "--log-every",
+        "1",
+        *(["--compile"] if compiled else []),
+    ]
+    # The thread counts that `service` pins for itself are not for training.
+    environment = {name: value for name, value in os.environ.items() if name not in THREAD_PINS}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=LIMIT_S)
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def speed_of(lines: list[dict[str, float]]) -> dict[str, Any]:
+    seen = lines[-1]["segments_seen"] - lines[0]["segments_seen"]
+    return {
+        "segments_per_s": middle([line["segments_per_s"] for line in lines]),
+        "data_share": middle([line["data_share"] for line in lines]),
+        "clock_segments_per_s": round(seen / (lines[-1]["time_s"] - lines[0]["time_s"]), 1),
+    }
+
+
+def table(result: Result) -> str:
+    """For README.md."""
+    return markdown(
+        ["device", "--compile", "segments/s in a step", "by the clock", "log-mel and augmentation"],
+        [
+            [
+                row["device"],
+                "yes" if row["compiled"] else "no",
+                span(row["segments_per_s"], 0),
+                f"{row['clock_segments_per_s']:.0f}",
+                f"**{row['data_share']['median']:.0%}** of the step",
+            ]
+            for row in result["rows"]
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
