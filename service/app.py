@@ -5,6 +5,7 @@ request ─► Gate ─► route ─► Registry (model) ─► read_clip ─►
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import threading
@@ -369,10 +370,19 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     log.info("threads: %s", server.plan.reason)
     server.embedder.start()
     await server.models.preload(server.settings.preload)
+    _spare_the_collector_what_stays()
     with _draining_from_the_first_signal(server):
         yield
     server.is_draining = True
     await server.embedder.drain()
+
+
+def _spare_the_collector_what_stays() -> None:
+    """What is loaded by now lives as long as the process: going through it again and again for garbage took
+    7 % of the server's CPU time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @contextlib.contextmanager
