@@ -19,8 +19,10 @@ from .distributed import join_world, leave_world, wait_for_first
 from .labelled import LabelledTask, read_tasks
 from .linear import MULTICLASS, Embeddings
 from .pictures import draw_confusion, draw_tsne
-from .pretrain import Options, TrainingError, frontend_of, pretrain
+from .plan import frontend_of
+from .pretrain import pretrain
 from .recipe import Recipe, RecipeError, load_recipe
+from .run import Options, TrainingError
 
 DEFAULT_RECIPE = "byola-2022"
 
@@ -146,7 +148,9 @@ def add_model_and_labels(parser: argparse.ArgumentParser) -> None:
     )
     add_where(parser)
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "float16", "int8"])
-    parser.add_argument("--learning-rate", type=float, default=evaluate.LEARNING_RATE)
+    parser.add_argument(
+        "--learning-rate", type=float, help="of the head (default: the validation part chooses)"
+    )
     parser.add_argument("--workers", type=int, default=1, help="threads that decode ahead")
 
 
@@ -230,11 +234,10 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
             results[name].append(result)
             if name == model.card.name and not arguments.no_pictures and task.kind == MULTICLASS:
                 draw(arguments.out, task, vectors_of(task, vectors), predictions, result)
-    about = {
+    about: dict[str, object] = {
         "model": model.card.name,
         "version": model.card.version,
         "precision": model.precision,
-        "learning_rate": arguments.learning_rate,
         "date": datetime.now(UTC).date().isoformat(),
     }
     evaluate.write_results(arguments.out, results, about)

@@ -1,7 +1,7 @@
 """glibc's allocator, told to keep what training frees.
 
-By default it gives every large tensor back to the system and asks for it anew, page by page, at each step: on a
-CPU a quarter of the time of pre-training went there (`sys` time). Settings: mallopt(3).
+By default it gives every large tensor back to the system and asks for it anew, page by page, at each step: on
+a CPU a quarter of the time of pre-training went there (`sys` time). Settings: mallopt(3).
 """
 
 import ctypes

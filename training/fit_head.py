@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from service.model import load_card, sha256_of, write_card
 
 from .clips import DataError
-from .evaluate import LEARNING_RATE, Predictions, fit_split, interval
+from .evaluate import Predictions, fit_split, interval
 from .labelled import LabelledTask, Split, splits_of
 from .linear import Embeddings, LinearHead
 
@@ -33,7 +33,7 @@ def fit_head(
     *,
     test_fold: str | None = None,
     seed: int = 42,
-    learning_rate: float = LEARNING_RATE,
+    learning_rate: float | None = None,
 ) -> FittedHead:
     """Train on the split train (or all folds but `test_fold`), test on the rest. embeddings: (n, D)."""
     split = split_of(task, test_fold)
@@ -45,6 +45,7 @@ def fit_head(
         "value": round(head.metric(test, task.targets[split.test]), 4),
         "ci95": [round(bound, 4) for bound in interval(predictions, task.kind)],
         "test": split.name,
+        "learning_rate": head.learning_rate,
         "train_clips": int((split.train | split.valid).sum()),
         "test_clips": int(split.test.sum()),
     }

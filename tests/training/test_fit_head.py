@@ -55,7 +55,7 @@ def test_a_head_is_fitted_written_and_served(labelled, model_folder, capsys):
         "--precision",
         "float32",
     ]
-    assert main(["fit-head", *arguments, "--learning-rate", "1e-3"]) == 0
+    assert main(["fit-head", *arguments]) == 0
     assert "2 labels, accuracy 1.000 on test" in capsys.readouterr().out
 
     model = Model.load(model_folder, precision="float32")  # hashes and card fit, or it would be refused
@@ -92,7 +92,7 @@ def test_a_file_that_cannot_be_embedded_is_named(labelled, model_folder, tmp_pat
 def test_evaluate_writes_json_pictures_and_the_card(labelled, model_folder, tmp_path, capsys):
     out = tmp_path / "results" / "kinds.json"
     arguments = ["--model", str(model_folder), "--data", str(labelled), "--out", str(out), "--seeds", "42"]
-    assert main(["evaluate", *arguments, "--baselines", "--write-card", "--learning-rate", "1e-3"]) == 0
+    assert main(["evaluate", *arguments, "--baselines", "--write-card"]) == 0
     written = json.loads(out.read_text())
     assert list(written["results"]) == ["byola", "untrained", "log-mel statistics"]
     assert 0 <= written["results"]["byola"]["mean"] <= 1
