@@ -16,7 +16,7 @@ FILE_NAME = "checkpoint.pt"
 
 
 class CheckpointError(RuntimeError):
-    """The checkpoint is missing, is no checkpoint, or belongs to another recipe."""
+    """The checkpoint is missing, is no checkpoint, or belongs to another recipe or other clips."""
 
 
 def save(run: Path, state: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """Linear evaluation: a model folder and labelled sounds in; accuracy or mAP per task and tables out.
 
-The protocol is EVAR's (arXiv 2204.07402, section IV-B): frozen embeddings, StandardScaler, one linear layer,
-early stopping, a learning rate per task, the mean over folds and seeds. It differs in that a clip is
-embedded whole, as the server does it, that the log-mel is normalised by the model's own statistics rather than by those
-of each task, that the validation part chooses the learning rate, and that two-class tasks work.
+The protocol is EVAR's (arXiv 2204.07402, section IV-B): frozen embeddings, StandardScaler, one linear
+layer, early stopping, a learning rate per task, the mean over folds and seeds. It differs in that a clip is
+embedded whole, as the server does it, that the log-mel is normalised by the model's own statistics rather
+than by those of each task, that the validation part chooses the learning rate, and that two-class tasks work.
 
 The 95 % interval is a bootstrap over the test clips of all folds, of the mean over the seeds: it tells how
 far another test set of this size might move the figure, which is far more than the seeds do.

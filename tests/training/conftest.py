@@ -10,6 +10,10 @@ import pytest
 import torch
 
 from training.clips import Clips, find_audio, load_clips
+from training.distributed import World
+from training.pretrain import pretrain
+from training.recipe import Recipe, load_recipe
+from training.run import Options
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -64,6 +68,20 @@ def clips(sounds: Path, cache: Path) -> Clips:
 def tiny() -> tuple[str, ...]:
     """Overrides that make the recipe byola-2022 run in seconds."""
     return TINY
+
+
+@pytest.fixture(scope="session")
+def recipe(tiny: tuple[str, ...]) -> Recipe:
+    return load_recipe("byola-2022", list(tiny))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, clips: Clips, recipe: Recipe) -> Path:
+    """A run of the whole recipe in one go, which others are compared with."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    options = Options(out, precision="float32", log_every=1, checkpoint_every_s=1e9)
+    pretrain(clips, recipe, options, World(rank=0, size=1, device=torch.device("cpu")))
+    return out
 
 
 Command = Callable[..., list[str]]

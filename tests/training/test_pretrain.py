@@ -2,76 +2,38 @@
 
 import json
 import math
-import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import encoders
 from training import checkpoint
-from training.__main__ import main
-from training.augmentations import MixupMemory
-from training.byol import BYOL
-from training.clips import Clips, DataError, find_audio, load_clips
+from training.clips import Clips
 from training.distributed import World
-from training.logmel import LogMel
-from training.pretrain import (
-    COLLAPSED_LOGS,
-    Options,
-    Plan,
-    Run,
-    Statistics,
-    TrainingError,
-    autocast_of,
-    check,
-    embedding_std,
-    frontend_of,
-    learning_rate,
-    measure_statistics,
-    plan_of,
-    pretrain,
-    seeded,
-    two_views,
-    update_average,
-)
-from training.recipe import Recipe, RecipeError, as_toml, load_recipe, recipe_of
+from training.pretrain import autocast_of, learning_rate, pretrain, seeded, two_views, update_average
+from training.recipe import Recipe, as_toml, load_recipe
+from training.run import Options, TrainingError, new_run
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-STEPS_PER_EPOCH, STEPS = 6, 12
+STEPS = 12
 REPOSITORY = Path(__file__).parents[2]
 
 Execute = Callable[[list[str]], "subprocess.CompletedProcess[str]"]
 Command = Callable[..., list[str]]
 
 
-@pytest.fixture(scope="module")
-def recipe(tiny: tuple[str, ...]) -> Recipe:
-    return load_recipe("byola-2022", list(tiny))
-
-
 def options_of(out: Path, **changes: Any) -> Options:
     return replace(Options(out=out, precision="float32", log_every=1, checkpoint_every_s=1e9), **changes)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, clips: Clips, recipe: Recipe) -> Path:
-    """A run of the whole recipe in one go, which others are compared with."""
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    pretrain(clips, recipe, options_of(out), ALONE)
-    return out
 
 
 def lines_of(run: Path) -> list[dict[str, float]]:
@@ -92,7 +54,7 @@ def assert_same_result(run: Path, reference: Path) -> None:
         for name, value in moments.items():
             assert torch.equal(mine["optimiser"]["state"][number][name], value)
     assert torch.equal(mine["memory"], theirs["memory"])
-    for name in ("step", "segments_seen", "statistics", "recipe"):
+    for name in ("step", "segments_seen", "collapsed_logs", "statistics", "recipe", "corpus"):
         assert mine[name] == theirs[name]
 
 
@@ -107,18 +69,6 @@ def test_a_run_is_a_folder_of_recipe_data_log_curves_and_checkpoint(finished: Pa
         "recipe.toml",
         "tensorboard",
     ]
-
-
-def test_the_recipe_is_kept_as_it_was_used(finished: Path, recipe: Recipe) -> None:
-    assert recipe_of(tomllib.loads((finished / "recipe.toml").read_text())) == recipe
-    assert recipe_of(checkpoint.load(finished)["recipe"]) == recipe
-
-
-def test_the_data_are_described(finished: Path, clips: Clips) -> None:
-    described = json.loads((finished / "data.json").read_text())
-    assert described["clips"] == 23
-    assert described["hours"] == pytest.approx(clips.hours, abs=5e-4)
-    assert described["unreadable"] == []
 
 
 def test_the_log_has_a_line_per_step_with_finite_numbers(finished: Path) -> None:
@@ -164,10 +114,9 @@ def test_the_curves_are_those_of_the_log(finished: Path) -> None:
     assert curve == pytest.approx(losses_of(finished))
 
 
-def test_the_weights_have_moved_and_the_target_follows(finished: Path, recipe: Recipe, clips: Clips) -> None:
+def test_the_weights_have_moved_and_the_target_follows(finished: Path, recipe: Recipe) -> None:
     state = checkpoint.load(finished)
-    torch.manual_seed(recipe.optimisation.seed)
-    start = BYOL(load_encoder(recipe), recipe.byol.hidden_size, recipe.byol.projection_size).state_dict()
+    start = new_run(recipe, ALONE.device).model.state_dict()
     name = "encoder.fc.0.weight"
     moved = (state["model"][f"online.{name}"] - start[f"online.{name}"]).norm()
     followed = (state["model"][f"target.{name}"] - start[f"target.{name}"]).norm()
@@ -177,10 +126,6 @@ def test_the_weights_have_moved_and_the_target_follows(finished: Path, recipe: R
     assert torch.equal(
         state["average"]["fc.0.weight"], state["model"][f"online.{name}"]
     )  # average_decay is 0
-
-
-def load_encoder(recipe: Recipe) -> Any:
-    return encoders.build(recipe.encoder.name, n_mels=recipe.encoder.n_mels, d=recipe.encoder.d)
 
 
 def test_the_first_encoder_trains_too(clips: Clips, tiny: tuple[str, ...], tmp_path: Path) -> None:
@@ -195,6 +140,17 @@ def test_two_views_of_a_clip_may_come_from_two_places(
     overrides = [*tiny, "data.view_distance_s=2.0", "data.draws_power=0.5", "optimisation.epochs=0.2"]
     pretrain(clips, load_recipe("byola-2022", overrides), options_of(tmp_path), ALONE)
     assert all(math.isfinite(loss) for loss in losses_of(tmp_path).values())
+
+
+def test_a_recipe_from_a_file_is_the_one_that_is_used(recipe: Recipe, tmp_path: Path, clips: Clips) -> None:
+    (tmp_path / "mine.toml").write_text(as_toml(recipe))
+    pretrain(
+        clips,
+        load_recipe(str(tmp_path / "mine.toml")),
+        options_of(tmp_path / "run", stop_after_steps=1),
+        ALONE,
+    )
+    assert (tmp_path / "run" / "recipe.toml").read_text() == as_toml(recipe)
 
 
 # Interruption
@@ -271,16 +227,6 @@ def test_a_killed_run_goes_on_to_the_same_result(
     assert_same_result(out, reference)
 
 
-def test_a_run_is_not_continued_with_another_recipe(
-    clips: Clips, recipe: Recipe, tmp_path: Path, finished: Path
-) -> None:
-    shutil.copytree(finished, tmp_path / "run")
-    other = replace(recipe, optimisation=replace(recipe.optimisation, learning_rate=1.0))
-    with pytest.raises(checkpoint.CheckpointError, match=r"optimisation\.learning_rate = 0\.0001, not 1\.0"):
-        pretrain(clips, other, options_of(tmp_path / "run", resume=True), ALONE)
-    assert_same_result(tmp_path / "run", finished)
-
-
 # Accidents
 
 
@@ -294,42 +240,6 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(
     assert state["step"] >= 1
     assert all(torch.isfinite(value).all() for name, value in state["model"].items() if "running" not in name)
     assert all(math.isfinite(line["loss"]) for line in lines_of(tmp_path))
-
-
-def tiny_run(recipe: Recipe) -> Run:
-    model = BYOL(load_encoder(recipe), 8, 4)
-    return Run(
-        model=model,
-        average=load_encoder(recipe),
-        optimiser=torch.optim.Adam(model.online.parameters()),
-        memory=MixupMemory(4),
-        statistics=Statistics(0.0, 1.0),
-        step=7,
-    )
-
-
-def test_embeddings_that_stay_collapsed_stop_the_run(recipe: Recipe) -> None:
-    run = tiny_run(recipe)
-    for _ in range(COLLAPSED_LOGS - 1):
-        check(run, {"loss": 0.1, "embedding_std": 0.001})
-    check(run, {"loss": 0.1, "embedding_std": 0.2})  # recovered: counted anew
-    for _ in range(COLLAPSED_LOGS - 1):
-        check(run, {"loss": 0.1, "embedding_std": 0.001})
-    with pytest.raises(TrainingError, match=r"collapsed at step 7: their spread is 0\.0010"):
-        check(run, {"loss": 0.1, "embedding_std": 0.001})
-
-
-@pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_is_named(recipe: Recipe, loss: float) -> None:
-    with pytest.raises(TrainingError, match=f"The loss is {loss} at step 7"):
-        check(tiny_run(recipe), {"loss": loss, "embedding_std": 0.2})
-
-
-def test_the_spread_of_embeddings_runs_from_0_to_1() -> None:
-    direction = torch.randn(1, 64)
-    assert embedding_std(direction * torch.tensor([[1.0], [2.0], [9.0]])) == pytest.approx(0, abs=1e-3)
-    assert embedding_std(torch.cat([direction, -direction])) == pytest.approx(1)
-    assert embedding_std(torch.eye(4)) == pytest.approx(math.sqrt(1 - 1 / 4))
 
 
 def test_a_full_disk_stops_nothing_and_loses_nothing(
@@ -380,170 +290,7 @@ def test_two_processes_train_one_network_and_the_first_logs(
     assert len(checkpoint.load(tmp_path / "run")["memory"]) == 16  # both processes' sounds
 
 
-# The command
-
-
-def test_the_command_reports_unreadable_files_and_progress(
-    command: Command, fixtures_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = command(tmp_path / "run", "--stop-after", "1")[3:]
-    line[line.index("--data") + 1] = str(fixtures_dir)
-    line[line.index("--cache") + 1] = str(tmp_path / "cache")
-    assert main(line) == 0
-    errors = capsys.readouterr().err
-    assert "5 of 28 files cannot be read and are skipped:" in errors
-    assert "nan_inf_float32.wav: " in errors
-    assert "23 clips, 0.02 hours, on cpu (1 processes)" in errors
-    assert "1/12" in errors
-    assert "loss " in errors
-    assert "segments/s" in errors
-    assert len(json.loads((tmp_path / "run" / "data.json").read_text())["unreadable"]) == 5
-
-
-def sentence_of(line: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    assert main(line) == 1
-    return capsys.readouterr().err
-
-
-def test_the_rows_of_a_csv_are_chosen_on_the_command_line(
-    command: Command, sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [f"{path},{'yes' if i % 2 else 'no'}\n" for i, path in enumerate(sorted(sounds.iterdir()))]
-    (tmp_path / "list.csv").write_text("file_name,free\n" + "".join(rows))
-    line = command(tmp_path / "run", "--stop-after", "1", "--where", "free=yes")[3:]
-    line[line.index("--data") + 1] = str(tmp_path / "list.csv")
-    assert main(line) == 0
-    assert "11 clips" in capsys.readouterr().err
-    other = [*command(tmp_path / "other")[3:], "--where", "free"]
-    assert "--where takes COLUMN=VALUE, not 'free'" in sentence_of(other, capsys)
-
-
-def test_an_empty_folder_is_said(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "nothing").mkdir()
-    line = command(tmp_path / "run")[3:]
-    line[line.index("--data") + 1] = str(tmp_path / "nothing")
-    assert sentence_of(line, capsys).startswith(f"error: {tmp_path / 'nothing'} holds no audio")
-
-
-def test_a_run_is_neither_overwritten_nor_continued_from_nothing(
-    command: Command, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "holds a run already: continue it with --resume" in sentence_of(command(finished)[3:], capsys)
-    line = command(tmp_path, "--resume")[3:]
-    assert "holds no checkpoint.pt to continue from: start without --resume" in sentence_of(line, capsys)
-
-
-def test_resume_takes_the_runs_own_recipe_and_refuses_another(
-    command: Command, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(finished, tmp_path / "run")
-    plain = command(tmp_path / "run", "--resume")[3:]
-    without_overrides = [word for i, word in enumerate(plain) if "--set" not in (word, plain[i - 1])]
-    assert main(without_overrides) == 0
-    assert "error" not in capsys.readouterr().err
-    assert "The run was started with encoder.name" in sentence_of([*plain, "--recipe", "byola-2020"], capsys)
-    assert "The run was started with byol.target_decay = 0.99, not 0.5" in sentence_of(
-        [*plain, "--set", "byol.target_decay=0.5"], capsys
-    )
-
-
-def test_an_encoder_that_cannot_be_built_is_said(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for override, sentence in (
-        ("encoder.name=byola-2024", "There is no encoder 'byola-2024'"),
-        ("encoder.d=100", "d = 100 leaves nothing for the MLP"),
-        ("data.segment_s=0.01", "data.segment_s = 0.01 is too short"),
-    ):
-        assert sentence in sentence_of(command(tmp_path / "run", "--set", override)[3:], capsys)
-
-
-def test_a_cache_that_cannot_be_written_is_said(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("in the way")
-    line = command(tmp_path / "run")[3:]
-    line[line.index("--cache") + 1] = str(tmp_path / "file")
-    assert sentence_of(line, capsys).startswith("error: ")
-
-
 # The parts
-
-
-def plan_for(clips: Clips, recipe: Recipe, world: World = ALONE) -> Plan:
-    return plan_of(clips, recipe, frontend_of(recipe), world)
-
-
-def batches_of(plan: Plan, clips: Clips, steps: int) -> list[list[int]]:
-    return [[int(clip) for clip in order] for order, _ in plan.batches(clips, 0, steps)]
-
-
-def test_an_epoch_is_dealt_out_in_batches_of_one_size_without_repetition(
-    clips: Clips, recipe: Recipe
-) -> None:
-    plan = plan_for(clips, recipe)
-    assert (plan.steps_per_epoch, plan.steps, plan.segment) == (STEPS_PER_EPOCH, STEPS, 15_200)
-    batches = batches_of(plan, clips, STEPS)
-    assert {len(batch) for batch in batches} == {3}
-    for epoch in (batches[:STEPS_PER_EPOCH], batches[STEPS_PER_EPOCH:]):
-        drawn = [clip for batch in epoch for clip in batch]
-        assert len(set(drawn)) == len(drawn) == 18
-    assert batches[:STEPS_PER_EPOCH] != batches[STEPS_PER_EPOCH:]
-
-
-def test_two_processes_share_the_batches_of_one(clips: Clips, tiny: tuple[str, ...]) -> None:
-    recipe = load_recipe("byola-2022", [*tiny, "optimisation.batch_size=8"])  # 3 batches of 7: 4 and 3
-    alone = batches_of(plan_for(clips, recipe), clips, 6)
-    halves = [
-        batches_of(plan_for(clips, recipe, World(rank, 2, torch.device("cpu"))), clips, 6) for rank in (0, 1)
-    ]
-    assert [sorted(first + second) for first, second in zip(*halves, strict=True)] == [
-        sorted(batch) for batch in alone
-    ]
-
-
-def test_a_batch_is_never_too_small_for_its_normalisation(clips: Clips, tiny: tuple[str, ...]) -> None:
-    for size in (1, 2, 3, 5, 100):
-        recipe = load_recipe("byola-2022", [*tiny, f"optimisation.batch_size={size}"])
-        assert all(len(batch) >= 2 for batch in batches_of(plan_for(clips, recipe), clips, 3))
-
-
-def test_one_clip_is_too_little(sounds: Path, cache: Path, recipe: Recipe) -> None:
-    one = load_clips(find_audio(sounds)[:1], sample_rate=16_000, cache=cache)
-    with pytest.raises(DataError, match="1 segments an epoch are too few"):
-        plan_for(one, recipe)
-
-
-def test_batches_read_ahead_are_the_same_from_any_step_on(clips: Clips, recipe: Recipe) -> None:
-    plan = plan_for(clips, recipe)
-    whole, later = list(plan.batches(clips, 0, 9)), list(plan.batches(clips, 4, 9))
-    for (order, waveforms), (same_order, same_waveforms) in zip(whole[4:], later, strict=True):
-        assert np.array_equal(order, same_order)
-        assert torch.equal(waveforms, same_waveforms)
-    assert waveforms.shape == (1, 3, 15_200)
-
-
-def test_the_statistics_are_those_of_all_elements_in_float64(clips: Clips, recipe: Recipe) -> None:
-    logmel = LogMel(frontend_of(recipe))
-    plan = plan_for(clips, recipe)
-    short = Clips(np.tile(clips.segment(0, 0, 15_200), 3), np.array([0, 1, 2, 3]) * 15_200, 16_000, [])
-    short = replace(short, samples=np.rint(short.samples * 32768).astype(np.int16))  # one place to crop each
-    x = logmel(torch.from_numpy(short.segment(0, 0, 15_200))[None]).double().numpy()
-    statistics = measure_statistics(short, logmel, recipe.data, plan, ALONE)
-    assert statistics.mean == pytest.approx(x.mean(), rel=1e-9)
-    assert statistics.std == pytest.approx(x.std(), rel=1e-7)
-
-
-def test_the_statistics_are_of_as_many_crops_as_the_recipe_says(clips: Clips, recipe: Recipe) -> None:
-    logmel, plan = LogMel(frontend_of(recipe)), plan_for(clips, recipe)
-
-    def measured(crops: int) -> Statistics:
-        return measure_statistics(clips, logmel, replace(recipe.data, statistics_crops=crops), plan, ALONE)
-
-    assert measured(3) == measured(3) != measured(4)
-    assert measured(23) == measured(10_000)
 
 
 def test_every_step_and_process_has_draws_of_its_own() -> None:
@@ -574,7 +321,7 @@ def test_the_learning_rate_is_constant_or_warms_up_and_falls(recipe: Recipe) -> 
 
 
 def test_the_average_forgets_as_the_recipe_says_and_faster_while_young(recipe: Recipe) -> None:
-    run = tiny_run(recipe)
+    run = new_run(recipe, ALONE.device)
     name = "fc.0.bias"
     for weights, value in (
         (run.average.state_dict()[name], 1.0),
@@ -600,37 +347,3 @@ def test_bfloat16_is_used_when_asked_for_and_never_otherwise() -> None:
         assert layer(x).dtype == torch.bfloat16
     with autocast_of("float32", ALONE):
         assert layer(x).dtype == torch.float32
-
-
-def test_training_keeps_the_threads_that_torch_found() -> None:
-    script = (
-        "import torch; found = torch.get_num_threads()\n"
-        "import training.__main__; print(found, torch.get_num_threads())"
-    )
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found, kept = done.stdout.split()
-    assert found == kept
-
-
-def test_a_recipe_from_a_file_is_the_one_that_is_used(recipe: Recipe, tmp_path: Path, clips: Clips) -> None:
-    (tmp_path / "mine.toml").write_text(as_toml(recipe))
-    pretrain(
-        clips,
-        load_recipe(str(tmp_path / "mine.toml")),
-        options_of(tmp_path / "run", stop_after_steps=1),
-        ALONE,
-    )
-    assert (tmp_path / "run" / "recipe.toml").read_text() == as_toml(recipe)
-
-
-def test_a_segment_too_short_for_a_log_mel_is_refused(clips: Clips, recipe: Recipe) -> None:
-    with pytest.raises(RecipeError, match=r"needs 0\.0320625 s"):
-        plan_for(clips, replace(recipe, data=replace(recipe.data, segment_s=0.02)))

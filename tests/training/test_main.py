@@ -1,0 +1,132 @@
+"""The command pretrain: what it reads from its line, what it reports, and the sentences it fails with."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from training.__main__ import main
+
+REPOSITORY = Path(__file__).parents[2]
+
+Command = Callable[..., list[str]]
+
+
+def test_the_command_reports_unreadable_files_and_progress(
+    command: Command, fixtures_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = command(tmp_path / "run", "--stop-after", "1")[3:]
+    line[line.index("--data") + 1] = str(fixtures_dir)
+    line[line.index("--cache") + 1] = str(tmp_path / "cache")
+    assert main(line) == 0
+    errors = capsys.readouterr().err
+    assert "5 of 28 files cannot be read and are skipped:" in errors
+    assert "nan_inf_float32.wav: " in errors
+    assert "23 clips, 0.02 hours, on cpu (1 processes)" in errors
+    assert "1/12" in errors
+    assert "loss " in errors
+    assert "segments/s" in errors
+    assert len(json.loads((tmp_path / "run" / "data.json").read_text())["unreadable"]) == 5
+
+
+def sentence_of(line: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(line) == 1
+    return capsys.readouterr().err
+
+
+def test_the_rows_of_a_csv_are_chosen_on_the_command_line(
+    command: Command, sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{path},{'yes' if i % 2 else 'no'}\n" for i, path in enumerate(sorted(sounds.iterdir()))]
+    (tmp_path / "list.csv").write_text("file_name,free\n" + "".join(rows))
+    line = command(tmp_path / "run", "--stop-after", "1", "--where", "free=yes")[3:]
+    line[line.index("--data") + 1] = str(tmp_path / "list.csv")
+    assert main(line) == 0
+    assert "11 clips" in capsys.readouterr().err
+    other = [*command(tmp_path / "other")[3:], "--where", "free"]
+    assert "--where takes COLUMN=VALUE, not 'free'" in sentence_of(other, capsys)
+
+
+def test_an_empty_folder_is_said(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    line = command(tmp_path / "run")[3:]
+    line[line.index("--data") + 1] = str(tmp_path / "nothing")
+    assert sentence_of(line, capsys).startswith(f"error: {tmp_path / 'nothing'} holds no audio")
+
+
+def test_a_run_is_neither_overwritten_nor_continued_from_nothing(
+    command: Command, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "holds a run already: continue it with --resume" in sentence_of(command(finished)[3:], capsys)
+    line = command(tmp_path, "--resume")[3:]
+    assert "holds no checkpoint.pt to continue from: start without --resume" in sentence_of(line, capsys)
+
+
+def test_resume_takes_the_runs_own_recipe_and_refuses_another(
+    command: Command, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    plain = command(tmp_path / "run", "--resume")[3:]
+    without_overrides = [word for i, word in enumerate(plain) if "--set" not in (word, plain[i - 1])]
+    assert main(without_overrides) == 0
+    assert "error" not in capsys.readouterr().err
+    assert "The run was started with encoder.name" in sentence_of([*plain, "--recipe", "byola-2020"], capsys)
+    assert "The run was started with byol.target_decay = 0.99, not 0.5" in sentence_of(
+        [*plain, "--set", "byol.target_decay=0.5"], capsys
+    )
+
+
+def test_resume_refuses_another_data_folder(
+    command: Command, finished: Path, sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fewer").mkdir()
+    for path in sorted(sounds.iterdir())[:10]:
+        (tmp_path / "fewer" / path.name).symlink_to(path)
+    line = command(finished, "--resume")[3:]
+    line[line.index("--data") + 1] = str(tmp_path / "fewer")
+    assert "error: The run was started on 23 clips" in sentence_of(line, capsys)
+
+
+def test_an_encoder_that_cannot_be_built_is_said(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for override, sentence in (
+        ("encoder.name=byola-2024", "There is no encoder 'byola-2024'"),
+        ("encoder.d=100", "d = 100 leaves nothing for the MLP"),
+        ("data.segment_s=0.01", "data.segment_s = 0.01 is too short"),
+    ):
+        assert sentence in sentence_of(command(tmp_path / "run", "--set", override)[3:], capsys)
+
+
+def test_a_cache_that_cannot_be_written_is_said(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    line = command(tmp_path / "run")[3:]
+    line[line.index("--cache") + 1] = str(tmp_path / "file")
+    assert sentence_of(line, capsys).startswith("error: ")
+
+
+def test_training_keeps_the_threads_that_torch_found() -> None:
+    script = (
+        "import torch; found = torch.get_num_threads()\n"
+        "import training.__main__; print(found, torch.get_num_threads())"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found, kept = done.stdout.split()
+    assert found == kept

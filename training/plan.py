@@ -1,0 +1,132 @@
+"""How the clips of a run are dealt out: clips and a recipe in, the batches of every step out.
+
+A plan follows from clips, recipe and number of processes alone. Every draw of step n is seeded by (seed, n),
+so a run and its continuation get the same batches.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from encoders.frontend import BYOLA, Frontend
+
+from .augmentations import EPS
+from .clips import SEGMENTS, STATISTICS, Clips, DataError, draw_segments, epoch_order
+from .distributed import World
+from .logmel import LogMel
+from .recipe import Recipe, RecipeError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The same for every process but for its place in the world."""
+
+    clips: Clips
+    recipe: Recipe
+    world: World
+    segment: int  # samples
+    distance: int  # samples
+    steps_per_epoch: int
+    steps: int
+
+    def batches(self, first: int, last: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """(clip indices (B,), waveforms (1 or 2, B, samples)) of the steps first .. last - 1, read ahead."""
+        order_of = lru_cache(maxsize=1)(self.order)  # an epoch's order is drawn once
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self.batch, order_of, first) if first < last else None
+            for step in range(first, last):
+                assert ahead is not None
+                batch = ahead.result()
+                ahead = reader.submit(self.batch, order_of, step + 1) if step + 1 < last else None
+                yield batch
+
+    def batch(
+        self, order_of: Callable[[int], NDArray[np.int64]], step: int
+    ) -> tuple[NDArray[np.int64], Tensor]:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = order_of(epoch)
+        size = len(order) // self.steps_per_epoch  # what is left over has its turn in another epoch
+        mine = order[position * size : (position + 1) * size][self.world.rank :: self.world.size]
+        waveforms = draw_segments(
+            self.clips,
+            mine,
+            segment=self.segment,
+            distance=self.distance,
+            short_clips=self.recipe.data.short_clips,
+            seed=(self.recipe.optimisation.seed, SEGMENTS, step, self.world.rank),
+        )
+        return mine, torch.from_numpy(waveforms)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        return epoch_order(
+            self.clips,
+            segment=self.segment,
+            draws_power=self.recipe.data.draws_power,
+            seed=self.recipe.optimisation.seed,
+            epoch=epoch,
+        )
+
+
+def plan_of(clips: Clips, recipe: Recipe, world: World) -> Plan:
+    """Batches of one size near the recipe's: no remainder of one segment meets the batch normalisation.
+
+    Raises RecipeError for segments too short for the log-mel, DataError for too few clips.
+    """
+    frontend = frontend_of(recipe)
+    segment = int(recipe.data.segment_s * frontend.sample_rate)
+    distance = int(recipe.data.view_distance_s * frontend.sample_rate)
+    if segment < frontend.min_samples:
+        raise RecipeError(
+            f"data.segment_s = {recipe.data.segment_s:g} is too short: the log-mel needs "
+            f"{frontend.min_samples / frontend.sample_rate:g} s."
+        )
+    draft = Plan(clips, recipe, world, segment, distance, steps_per_epoch=1, steps=1)
+    draws = len(draft.order(epoch=0))
+    if draws < 2 * world.size:
+        raise DataError(
+            f"{draws} segments an epoch are too few for {world.size} processes: two for each are needed."
+        )
+    steps_per_epoch = max(1, round(draws / recipe.optimisation.batch_size))
+    steps_per_epoch = min(steps_per_epoch, draws // (2 * world.size))
+    steps = max(1, round(recipe.optimisation.epochs * steps_per_epoch))
+    return Plan(clips, recipe, world, segment, distance, steps_per_epoch, steps)
+
+
+def frontend_of(recipe: Recipe) -> Frontend:
+    return Frontend(n_mels=recipe.encoder.n_mels) if recipe.encoder.n_mels != BYOLA.n_mels else BYOLA
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and (population) std of the log-mels of a dataset, over all elements."""
+
+    mean: float
+    std: float
+
+
+def measure_statistics(plan: Plan, logmel: LogMel) -> Statistics:
+    """From `statistics_crops` random segments (each clip at most once), over all elements in float64."""
+    seed, data = plan.recipe.optimisation.seed, plan.recipe.data
+    random = np.random.default_rng((seed, STATISTICS, 0))
+    chosen = random.permutation(len(plan.clips))[: data.statistics_crops]
+    total, squares, count = 0.0, 0.0, 0
+    for number, part in enumerate(np.array_split(chosen, math.ceil(len(chosen) / 256))):
+        waveforms = draw_segments(
+            plan.clips,
+            part,
+            segment=plan.segment,
+            distance=0,
+            short_clips=data.short_clips,
+            seed=(seed, STATISTICS, 1 + number),
+        )
+        x = logmel(torch.from_numpy(waveforms[0]).to(plan.world.device)).double()
+        total, squares, count = total + x.sum().item(), squares + (x * x).sum().item(), count + x.numel()
+    mean = total / count
+    return Statistics(mean=mean, std=math.sqrt(max(squares / count - mean * mean, EPS**2)))
