@@ -33,7 +33,7 @@ clean:
 
 .venv-serve/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-serve
-	.venv-serve/bin/pip install --quiet '.[cpu]'
+	.venv-serve/bin/pip install --quiet '.[cpu,bulk]'
 	touch $@
 
 .venv/ready: pyproject.toml
