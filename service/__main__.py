@@ -9,9 +9,12 @@ from pydantic import ValidationError
 def main(argv: list[str]) -> int:
     """`argv`: what follows `python -m service`. Returns the exit code."""
     if argv[:1] == ["embed"]:
-        from service.embed_cli import main as embed
+        try:
+            from service.embed_cli import main as embed
 
-        return embed(argv[1:])
+            return embed(argv[1:])
+        except KeyboardInterrupt:  # while the imports still ran
+            return 130
     if argv:
         known = argv[0] in ("-h", "--help")
         print(

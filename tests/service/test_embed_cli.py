@@ -1,23 +1,24 @@
-import base64
-import json
+import contextlib
 import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 
 from service import embed_cli, windows
+from service.app import create_app
 from service.audio import decode
 from service.embed_cli import main, read_table
-from service.errors import ViolaError
 from service.model import Model
 from service.offline import FileResult, embed_files
+from service.settings import Settings
 
 NAMES = ["digit7_8k_mono_pcm16.wav", "keyword_yes_16k_mono_pcm16.wav", "silence_1s_16k_mono.wav"]
 
@@ -29,9 +30,6 @@ def sounds(tmp_path: Path, fixtures_dir: Path) -> Path:
     for name in NAMES:
         shutil.copy(fixtures_dir / name, folder)
     shutil.copy(fixtures_dir / "invalid" / "text.wav", folder)
-    an_hour_ago = time.time() - 3600
-    for path in folder.iterdir():
-        os.utime(path, (an_hour_ago, an_hour_ago))
     return folder
 
 
@@ -46,6 +44,13 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(embed_cli, "embed_files", noted)
     return names
+
+
+def change(path: Path, content: bytes | None = None) -> None:
+    """As if it was written later than it was, however coarse the clock of the file system."""
+    modified_s = path.stat().st_mtime
+    path.write_bytes(path.read_bytes() if content is None else content)
+    os.utime(path, (modified_s + 10, modified_s + 10))
 
 
 def run(*arguments: str | Path, models_dir: Path) -> int:
@@ -75,7 +80,7 @@ def test_a_folder_becomes_a_table_in_order_and_a_bad_file_is_reported(
 def test_the_npz_opens_with_numpy_alone(sounds: Path, models_dir: Path) -> None:
     run(sounds, "--out", sounds.parent / "out.npz", models_dir=models_dir)
     with np.load(sounds.parent / "out.npz", allow_pickle=False) as arrays:
-        assert {"embeddings", "paths", "durations_s"} <= set(arrays)
+        assert {"embeddings", "paths", "durations_s", "modified_s"} <= set(arrays)
 
 
 def test_a_stopped_run_goes_on_where_it_was(
@@ -103,6 +108,36 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert len(read_table(out).paths) == 3
 
 
+def stopped(*arguments: Any, **options: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_before_the_first_file_ends_with_a_sentence_too(
+    sounds: Path, models_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Model, "load", stopped)
+    assert run(sounds, "--out", sounds.parent / "out.npz", models_dir=models_dir) == 130
+    assert capsys.readouterr().err == "stopped: nothing new was embedded\n"
+
+
+def test_ctrl_c_after_the_last_file_loses_nothing(
+    sounds: Path,
+    models_dir: Path,
+    embedded: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = sounds.parent / "out.npz"
+    with monkeypatch.context() as stopping:
+        stopping.setattr(embed_cli.Results, "finish", stopped)
+        assert run(sounds, "--out", out, "--overwrite", models_dir=models_dir) == 130
+    assert "give the same command again without --overwrite to go on" in capsys.readouterr().err
+    embedded.clear()
+    assert run(sounds, "--out", out, models_dir=models_dir) == 0
+    assert embedded == ["text.wav"]
+    assert len(read_table(out).paths) == 3
+
+
 def test_results_are_kept_on_the_way_so_that_even_a_kill_loses_few(
     sounds: Path, models_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,8 +155,7 @@ def test_a_second_run_embeds_only_new_changed_and_bad_files(
     run(sounds, "--out", out, models_dir=models_dir)
     before = read_table(out)
     shutil.copy(fixtures_dir / "click_10ms_16k_mono.wav", sounds / "a_new_one.wav")
-    later = time.time() + 10
-    os.utime(sounds / NAMES[1], (later, later))
+    change(sounds / NAMES[1])
     embedded.clear()
     assert run(sounds, "--out", out, models_dir=models_dir) == 0
     assert embedded == ["a_new_one.wav", NAMES[1], "text.wav"]
@@ -130,13 +164,68 @@ def test_a_second_run_embeds_only_new_changed_and_bad_files(
     np.testing.assert_allclose(after.embeddings[1:], before.embeddings, rtol=1e-5)
 
 
+def test_a_run_with_nothing_to_do_shows_no_progress(
+    sounds: Path, models_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = sounds.parent / "out.npz"
+    (sounds / "text.wav").unlink()
+    run(sounds, "--out", out, models_dir=models_dir)
+    capsys.readouterr()
+    assert run(sounds, "--out", out, models_dir=models_dir) == 0
+    assert capsys.readouterr().err == (f"3 of 3 files are embedded already\n3 of 3 files in {out}\n")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_table_of_other_files_is_not_thrown_away(
+    suffix: str, sounds: Path, models_dir: Path, embedded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = sounds.parent / f"out{suffix}"
+    run(sounds, "--out", out, models_dir=models_dir)
+    embedded.clear()
+    assert run(sounds / NAMES[0], "--out", out, models_dir=models_dir) == 1
+    assert f"{out} holds 2 file(s) that this run does not find" in capsys.readouterr().err
+    assert embedded == []
+    assert len(read_table(out).paths) == 3
+    assert run(sounds / NAMES[0], "--out", out, "--overwrite", models_dir=models_dir) == 0
+    assert read_table(out).paths.tolist() == [str(sounds / NAMES[0])]
+
+
+def test_what_a_stopped_run_has_kept_is_not_thrown_away_by_another(
+    sounds: Path, models_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = sounds.parent / "out.npz"
+    partial = sounds.parent / "out.npz.partial"
+    with monkeypatch.context() as stopping:
+        stopping.setattr(embed_cli.Results, "finish", stopped)
+        assert run(sounds, "--out", out, models_dir=models_dir) == 130
+    assert run(sounds / "text.wav", "--out", out, models_dir=models_dir) == 1
+    assert f"{partial} holds 3 file(s) that this run does not find" in capsys.readouterr().err
+    assert len(read_table(next(partial.iterdir())).paths) == 3
+
+
+def test_a_file_that_has_become_bad_keeps_its_row_and_is_tried_again(
+    sounds: Path, models_dir: Path, embedded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = sounds.parent / "out.npz"
+    run(sounds, "--out", out, models_dir=models_dir)
+    before = read_table(out)
+    change(sounds / NAMES[1], b"not a sound")
+    for _ in range(2):
+        embedded.clear()
+        assert run(sounds, "--out", out, models_dir=models_dir) == 0
+        assert embedded == [NAMES[1], "text.wav"]
+        said = capsys.readouterr().err
+        assert f"{NAMES[1]}: the file is not audio" in said
+        assert said.count("(its earlier row stays)") == 1
+        np.testing.assert_array_equal(read_table(out).embeddings, before.embeddings)
+
+
 def test_results_of_another_model_are_not_mixed_in(
     sounds: Path, models_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = sounds.parent / "out.npz"
-    np.savez(
-        out, embeddings=np.zeros((1, 16), dtype=np.float32), paths=["x"], durations_s=[1.0], model="other 1"
-    )
+    row = embed_cli.Row(np.zeros(16, dtype=np.float32), duration_s=1.0, modified_s=0.0)
+    embed_cli.write_table(out, embed_cli.Table.of({"x": row}, "other 1"))
     assert run(sounds, "--out", out, models_dir=models_dir) == 1
     assert "holds embeddings of other 1, not of toy 1" in capsys.readouterr().err
 
@@ -169,6 +258,42 @@ def test_what_cannot_run_says_why(
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("out", ["a_file/out.npz", "a_folder.npz"])
+def test_an_out_that_cannot_be_written_is_said_before_anything_is_computed(
+    out: str, sounds: Path, models_dir: Path, embedded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sounds.parent / "a_file").touch()
+    (sounds.parent / "a_folder.npz").mkdir()
+    assert run(sounds, "--out", sounds.parent / out, models_dir=models_dir) == 1
+    assert f"error: --out {sounds.parent / out} " in capsys.readouterr().err
+    assert embedded == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--workers", "0"], ["--threads", "-1"], ["--workers", "two"], ["--url", "localhost:8000"]]
+)
+def test_wrong_arguments_are_exit_code_2(arguments: list[str], sounds: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([str(sounds), "--out", "out.npz", *arguments])
+    assert ended.value.code == 2
+
+
+def test_a_file_name_that_is_not_utf_8_fits_into_npz_only(
+    tmp_path: Path, fixtures_dir: Path, models_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sound = tmp_path / os.fsdecode(b"caf\xe9.wav")  # Latin-1
+    try:
+        shutil.copy(fixtures_dir / NAMES[1], sound)
+    except OSError:
+        pytest.skip("this file system knows only UTF-8")
+    assert run(sound, "--out", tmp_path / "out.parquet", models_dir=models_dir) == 1
+    assert r"caf\udce9.wav is not UTF-8" in capfd.readouterr().err
+    for _ in range(2):
+        assert run(sound, "--out", tmp_path / "out.npz", models_dir=models_dir) == 0
+    assert "1 of 1 files are embedded already" in capfd.readouterr().err
+    assert read_table(tmp_path / "out.npz").paths.tolist() == [str(sound)]
+
+
 def test_a_folder_without_audio_is_said(
     tmp_path: Path, models_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,66 +317,59 @@ def test_without_tqdm_progress_is_plain_lines(
     assert "4 of 4 files\n" in capsys.readouterr().err
 
 
-@pytest.fixture
-def server(toy_model: Model) -> Iterator[str]:
-    """The routes that the command uses, over the toy; the first /embed is turned away as overloaded."""
-    lock = threading.Lock()
-    answers = [0]
+class Unsteady:
+    """The server's application, whose first answers to /embed are replaced by others."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            name = self.path.removeprefix("/models/")
-            if name == "toy":
-                self._answer(200, {"name": "toy", "version": "1"})
-            else:
-                self._answer(404, {"error": "unknown_model", "detail": f"there is no model {name}"})
+    def __init__(self, app: Any) -> None:
+        self.answers: list[tuple[int, list[tuple[bytes, bytes]], bytes]] = []
+        self._app = app
 
-        def do_POST(self) -> None:
-            assert parse_qs(urlsplit(self.path).query) == {"model": ["toy"], "encoding": ["base64"]}
-            assert self.headers["Authorization"] == "Bearer secret"
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            with lock:
-                answers[0] += 1
-                if answers[0] == 1:
-                    self._answer(503, {"error": "overloaded", "detail": "later"}, {"Retry-After": "0"})
-                    return
-                try:
-                    waveform = decode(body, sample_rate=16_000)
-                except ViolaError as error:
-                    self._answer(422, {"error": error.code, "detail": str(error)})
-                    return
-                vector = windows.embed(
-                    toy_model.run, toy_model.card, [toy_model.logmel(waveform.samples)]
-                ).vector
-                text = base64.b64encode(vector.astype("<f4").tobytes()).decode()
-                self._answer(200, {"duration_s": waveform.duration_s, "embedding": text})
-
-        def _answer(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
-            self.send_response(status)
-            for name, value in (headers or {}).items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
-
-        def log_message(self, format: str, *args: object) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope.get("path") != "/embed" or not self.answers:
+            await self._app(scope, receive, send)
+            return
+        status, headers, body = self.answers.pop(0)
+        while (await receive())["more_body"]:
             pass
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+
+@pytest.fixture
+def unsteady(models_dir: Path) -> Unsteady:
+    settings = Settings(models_dir=models_dir, model="toy", device="cpu", threads=2, api_keys=("secret",))
+    return Unsteady(create_app(settings))
+
+
+@pytest.fixture
+def server(unsteady: Unsteady) -> Iterator[str]:
+    """The URL of the real server, which asks for the key `secret`."""
+    config = uvicorn.Config(unsteady, port=0, ws="none", log_config=None, timeout_graceful_shutdown=5)
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run, name="server")
     thread.start()
-    yield f"http://127.0.0.1:{httpd.server_port}"
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
+    while not running.started and thread.is_alive():
+        time.sleep(0.005)
+    yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}"
+    running.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def remotely(url: str, sounds: Path, out: Path, *, model: str = "toy", key: str = "secret") -> int:
+    return main([str(sounds), "--out", str(out), "--url", url, "--api-key", key, "--model", model])
 
 
 def test_a_running_server_gives_the_same_table(
-    server: str, sounds: Path, models_dir: Path, capsys: pytest.CaptureFixture[str]
+    server: str, unsteady: Unsteady, sounds: Path, models_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here, there = sounds.parent / "here.npz", sounds.parent / "there.npz"
     run(sounds, "--out", here, models_dir=models_dir)
-    assert run(sounds, "--out", there, "--url", server, "--api-key", "secret", models_dir=models_dir) == 0
+    unsteady.answers = [(503, [(b"retry-after", b"0")], b"")]  # the first is turned away, and comes again
+    assert remotely(f"{server}/", sounds, there) == 0
     assert "text.wav: the file is not audio" in capsys.readouterr().err
+    assert unsteady.answers == []
+    assert read_table(there).model == f"toy 1 ({server})"
     assert read_table(there).paths.tolist() == read_table(here).paths.tolist()
     np.testing.assert_allclose(
         read_table(there).embeddings, read_table(here).embeddings, rtol=1e-5, atol=1e-6
@@ -259,9 +377,66 @@ def test_a_running_server_gives_the_same_table(
     np.testing.assert_allclose(read_table(there).durations_s, read_table(here).durations_s)
 
 
-def test_a_servers_answer_to_a_wrong_model_is_passed_on(
+def test_what_a_server_refuses_is_passed_on(
     server: str, sounds: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = str(sounds.parent / "out.npz")
-    assert main([str(sounds), "--out", out, "--url", server, "--model", "nobody"]) == 1
-    assert "there is no model nobody" in capsys.readouterr().err
+    assert remotely(server, sounds, sounds.parent / "out.npz", model="nobody") == 1
+    assert "there is no model `nobody`" in capsys.readouterr().err
+    assert remotely(server, sounds, sounds.parent / "out.npz", key="wrong") == 1
+    assert "key" in capsys.readouterr().err
+
+
+def test_an_answer_that_breaks_off_fails_its_file_only(
+    server: str, unsteady: Unsteady, sounds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unsteady.answers = [(200, [(b"content-length", b"100")], b"{")]
+    assert remotely(server, sounds, sounds.parent / "out.npz") == 0
+    said = capsys.readouterr().err
+    assert "no whole answer came from" in said
+    assert "2 could not be embedded" in said
+    assert remotely(server, sounds, sounds.parent / "out.npz") == 0
+    assert len(read_table(sounds.parent / "out.npz").paths) == 3
+
+
+@contextlib.contextmanager
+def answering(answer: bytes | None) -> Iterator[str]:
+    """The URL of something that gives `answer` to its one request; with None it is silent."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                if answer is None:
+                    connection.recv(65536)  # until the other side gives up
+                else:
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "no whole answer came from"),
+        (b"", "no whole answer came from"),
+        (None, "no whole answer came from"),
+        (b"HTTP/1.1 200 OK\r\n\r\n<html>", "no viola server answers"),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"name": "toy"}', "is not a viola server"),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 100\r\n\r\n{", "the server answered 404 Not Found"),
+    ],
+)
+def test_a_server_that_does_not_answer_as_it_should_is_said(
+    answer: bytes | None,
+    sentence: str,
+    sounds: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(embed_cli, "CARD_TIMEOUT_S", 0.2)
+    with answering(answer) as url:
+        assert remotely(url, sounds, sounds.parent / "out.npz") == 1
+    assert sentence in capsys.readouterr().err
