@@ -9,6 +9,10 @@ and, as attributes, `n_mels`, `embedding_size`, `stride` (log-mel frames per out
 frames spoilt by a cut), `frame_period_ms` and `first_frame_centre_ms`.
 """
 
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads would compete with torch's
+
 from .byola_2020 import AudioNTT2020
 from .byola_2022 import AudioNTT2022
 

@@ -4,7 +4,7 @@ The arrays are exported with every model, so that the server holds no mel formul
 same log-mel on its own device; a test holds the two together.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,11 @@ class Frontend:
 
 
 BYOLA = Frontend()  # arXiv 2103.06695, section V-A, with the Slaney filters of the published pre-training
+
+
+def frontend_of(n_mels: int) -> Frontend:
+    """That of BYOL-A with so many mel bands."""
+    return replace(BYOLA, n_mels=n_mels)
 
 
 def hann_window(length: int) -> NDArray[np.float32]:

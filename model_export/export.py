@@ -1,7 +1,5 @@
 """A trained encoder in, a verified model folder out; see docs/model_folder.md for what lies in it."""
 
-import dataclasses
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +11,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import JsonValue, ValidationError
 
-from encoders.frontend import BYOLA, Frontend, hann_window, mel_filterbank
+from encoders.commit import commit_of
+from encoders.frontend import Frontend, frontend_of, hann_window, mel_filterbank
 from service import logmel as served_logmel
 from service.model import GRAPH_FILES, Card, Encoder, Model, Normalization, Windows, sha256_of, write_card
 
@@ -64,7 +63,7 @@ def export(
         raise ExportError(
             f"{len(clips)} clips are too few to calibrate int8 with: give hundreds, of your kind."
         )
-    frontend = dataclasses.replace(BYOLA, n_mels=trained.encoder.n_mels)
+    frontend = frontend_of(trained.encoder.n_mels)
     verified = cut_to_lengths(clips, n=VERIFIED_CLIPS, sample_rate=frontend.sample_rate)
     with new_folder(out, force=force) as folder:
         arrays = {"window": hann_window(frontend.win_length), "filterbank": mel_filterbank(frontend)}
@@ -141,7 +140,7 @@ def card_of(trained: Trained, frontend: Frontend, about: About) -> Card:
             description=about.description,
             licence=about.licence,
             created=datetime.now(UTC).date().isoformat(),
-            commit=commit(),
+            commit=commit_of(Path(__file__).parent),
             encoder=Encoder(name=trained.name, parameters={**trained.parameters}),
             sample_rate=frontend.sample_rate,
             frontend=served_frontend(frontend),
@@ -180,13 +179,3 @@ def served_frontend(frontend: Frontend) -> served_logmel.Frontend:
         mel_scale="slaney",
         mel_norm="slaney",
     )
-
-
-def commit() -> str:
-    """The commit that the code runs from, empty outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "--quiet", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git
-        return ""
-    return found.stdout.strip() if found.returncode == 0 else ""

@@ -5,8 +5,7 @@
                                                                     ─► sum, max (B, D)
 
 Written node by node rather than traced: batch normalisation is folded into the convolutions, the bookkeeping
-of shapes is a dozen nodes, and the int8 graph (quantise.py) can put its masks where they cost nothing. The
-float graph runs as fast as what torch.onnx.export traces (2.3 ms a clip of 1 s in batches of 8, one core).
+of shapes is a dozen nodes, and the int8 graph (quantise.py) can put its masks where they cost nothing.
 """
 
 from dataclasses import dataclass

@@ -3,6 +3,7 @@
 The strict part of reading weights is here: every key of the encoder must be there, and nothing else.
 """
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,9 @@ def load_file(path: Path) -> Any:
     """What torch.save wrote: tensors, numbers, strings, lists and dicts, no code. Raises ExportError."""
     if not path.is_file():
         raise ExportError(f"{path} does not exist.")
+    mmap = zipfile.is_zipfile(path)  # the format before torch 1.6 cannot be mapped
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch names no class for what can be wrong with a file
         raise ExportError(f"{path} cannot be read as a file of torch.save: {_first_line(error)}") from error
 

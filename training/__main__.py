@@ -2,24 +2,27 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from encoders.frontend import frontend_of
 from service.errors import ModelFolderError
 from service.model import Model, load_card, write_card
 
 from . import embeddings, evaluate, fit_head
 from .allocator import keep_freed_memory
+from .arguments import device, positive_float, positive_int, seconds, seeds
 from .checkpoint import FILE_NAME as CHECKPOINT
 from .checkpoint import CheckpointError
-from .clips import DataError, find_audio, load_clips
-from .distributed import join_world, leave_world, wait_for_first
+from .clips import Clips, DataError, find_audio, load_clips
+from .distributed import World, join_world, leave_world, wait_for_first
 from .labelled import LabelledTask, read_tasks
 from .linear import MULTICLASS, Embeddings
-from .pictures import draw_confusion, draw_tsne
-from .plan import frontend_of
+from .pictures import draw_confusion, draw_tsne, picture_file
 from .pretrain import pretrain
 from .recipe import Recipe, RecipeError, load_recipe
 from .run import Options, TrainingError
@@ -37,10 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (RecipeError, DataError, CheckpointError, TrainingError, ModelFolderError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        report(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        print("Interrupted: the last checkpoint is kept; continue with --resume.", file=sys.stderr)
+        report(arguments.interrupted)
         return 130
     return 0
 
@@ -63,15 +66,20 @@ def add_pretrain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--cache", type=Path, help="where decoded samples are kept (default: cache/ beside the run)"
     )
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--device", type=device, default="auto", metavar="auto|cpu|cuda")
     parser.add_argument("--precision", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile: faster steps after a slow start"
     )
-    parser.add_argument("--log-every", type=int, default=10, metavar="STEPS")
-    parser.add_argument("--checkpoint-every", type=float, default=300.0, metavar="SECONDS")
-    parser.add_argument("--stop-after", type=int, metavar="STEPS", help="end early; continue with --resume")
-    parser.set_defaults(run=run_pretrain)
+    parser.add_argument("--log-every", type=positive_int, default=10, metavar="STEPS")
+    parser.add_argument("--checkpoint-every", type=seconds, default=300.0, metavar="SECONDS")
+    parser.add_argument(
+        "--stop-after", type=positive_int, metavar="STEPS", help="end early; continue with --resume"
+    )
+    parser.set_defaults(
+        run=run_pretrain,
+        interrupted="Interrupted: the last checkpoint, if any, is kept; continue with --resume.",
+    )
 
 
 def run_pretrain(arguments: argparse.Namespace) -> None:
@@ -81,20 +89,14 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
         out: Path = arguments.out
         recipe = recipe_of_run(arguments)
         paths = find_audio(arguments.data, where_of(arguments))
-        rate = frontend_of(recipe).sample_rate
+        rate = frontend_of(recipe.encoder.n_mels).sample_rate
         cache = arguments.cache or out.parent / "cache"
         if world.is_first:  # the others find what it decoded
             load_clips(paths, sample_rate=rate, cache=cache)
         wait_for_first(world)
         clips = load_clips(paths, sample_rate=rate, cache=cache)
         if world.is_first:
-            report(
-                clips.unreadable
-                and f"{len(clips.unreadable)} of {len(paths)} files cannot be read and are skipped:"
-            )
-            for item in clips.unreadable[:20]:
-                report(f"  {item.path}: {item.reason}")
-            report(f"{len(clips)} clips, {clips.hours:.2f} hours, on {world.device} ({world.size} processes)")
+            report_clips(clips, len(paths), world)
         options = Options(
             out=out,
             resume=arguments.resume,
@@ -107,6 +109,14 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
         pretrain(clips, recipe, options, world)
     finally:
         leave_world(world)
+
+
+def report_clips(clips: Clips, files: int, world: World) -> None:
+    if clips.unreadable:
+        report(f"{len(clips.unreadable)} of {files} files cannot be read and are skipped:")
+    for item in clips.unreadable[:20]:
+        report(f"  {item.path}: {item.reason}")
+    report(f"{len(clips)} clips, {clips.hours:.2f} hours, on {world.device} ({world.size} processes)")
 
 
 def recipe_of_run(arguments: argparse.Namespace) -> Recipe:
@@ -149,9 +159,9 @@ def add_model_and_labels(parser: argparse.ArgumentParser) -> None:
     add_where(parser)
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "float16", "int8"])
     parser.add_argument(
-        "--learning-rate", type=float, help="of the head (default: the validation part chooses)"
+        "--learning-rate", type=positive_float, help="of the head (default: the validation part chooses)"
     )
-    parser.add_argument("--workers", type=int, default=1, help="threads that decode ahead")
+    parser.add_argument("--workers", type=positive_int, default=1, help="threads that decode ahead")
 
 
 def add_fit_head(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -160,10 +170,11 @@ def add_fit_head(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--head", required=True, help="its name in the model folder and in /classify")
     parser.add_argument("--test-fold", help="the fold that is not trained on")
     parser.add_argument("--training-data", default="", help="a sentence on the data for the head's metadata")
-    parser.set_defaults(run=run_fit_head)
+    parser.set_defaults(run=run_fit_head, interrupted="Interrupted: no head was written.")
 
 
 def run_fit_head(arguments: argparse.Namespace) -> None:
+    fit_head.head_file(arguments.model, arguments.head)  # a name that does not fit is said before the work
     tasks = read_tasks(arguments.data, where_of(arguments))
     if len(tasks) > 1:
         names = ", ".join(task.name for task in tasks)
@@ -194,7 +205,7 @@ def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--test-folds", default="", metavar="5[,...]", help="of cross-validation: test on these alone"
     )
-    parser.add_argument("--seeds", default="42,43,44")
+    parser.add_argument("--seeds", type=seeds, default=evaluate.SEEDS, metavar="42[,...]")
     parser.add_argument(
         "--baselines",
         action="store_true",
@@ -202,7 +213,7 @@ def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--no-pictures", action="store_true", help="no confusion matrix and t-SNE")
     parser.add_argument("--write-card", action="store_true", help="keep the results in the model's card")
-    parser.set_defaults(run=run_evaluate)
+    parser.set_defaults(run=run_evaluate, interrupted="Interrupted.")
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
@@ -219,6 +230,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
             model, embeddings.logmel_statistics, name="statistics", workers=arguments.workers
         )
     results: dict[str, list[evaluate.Result]] = {}
+    pictures: list[Callable[[], None]] = []
     for name, embed in embeds.items():
         vectors = embeddings.embed_once(embed, [clip.path for task in tasks for clip in task.clips])
         results[name] = []
@@ -226,15 +238,16 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
             result, predictions = evaluate.evaluate_task(
                 task,
                 vectors_of(task, vectors),
-                seeds=[int(seed) for seed in arguments.seeds.split(",")],
+                seeds=arguments.seeds,
                 test_folds=tuple(filter(None, arguments.test_folds.split(","))),
                 learning_rate=arguments.learning_rate,
             )
             report(f"{name}, {task.name}: {task.metric} {result.value:.4f}")
             results[name].append(result)
             if name == model.card.name and not arguments.no_pictures and task.kind == MULTICLASS:
-                draw(arguments.out, task, vectors_of(task, vectors), predictions, result)
-    about: dict[str, object] = {
+                own = vectors_of(task, vectors)
+                pictures.append(partial(draw, arguments.out, task, own, predictions, result))
+    about = {
         "model": model.card.name,
         "version": model.card.version,
         "precision": model.precision,
@@ -243,10 +256,11 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     evaluate.write_results(arguments.out, results, about)
     if arguments.write_card:
         card = load_card(arguments.model)
-        write_card(
-            arguments.model, card.model_copy(update={"evaluation": evaluate.card_rows(results, about)})
-        )
-    print(evaluate.table(results))
+        rows = evaluate.merged_rows(card.evaluation, evaluate.card_rows(results, about))
+        write_card(arguments.model, card.model_copy(update={"evaluation": rows}))
+    print(evaluate.table(results), flush=True)
+    for picture in pictures:
+        picture()
 
 
 def vectors_of(task: LabelledTask, vectors: dict[Path, Embeddings]) -> Embeddings:
@@ -260,17 +274,19 @@ def draw(
     predictions: evaluate.Predictions,
     result: evaluate.Result,
 ) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
+    """A picture that cannot be drawn is said: the results are kept already."""
     title = f"{task.name}: accuracy {result.value:.3f} on {result.test_clips} clips"
     matrix = evaluate.confusion(predictions, len(task.labels))
-    draw_confusion(out.with_suffix(f".{task.name}.confusion.png"), matrix, task.labels, title)
     classes = task.targets.astype(np.int64)
-    draw_tsne(out.with_suffix(f".{task.name}.tsne.png"), vectors, classes, task.labels, f"{task.name}: t-SNE")
+    try:
+        draw_confusion(picture_file(out, task.name, "confusion"), matrix, task.labels, title)
+        draw_tsne(picture_file(out, task.name, "tsne"), vectors, classes, task.labels, f"{task.name}: t-SNE")
+    except Exception as error:  # matplotlib and scikit-learn name no class for what can be wrong
+        report(f"The pictures of {task.name} could not be drawn: {error}")
 
 
-def report(sentence: object) -> None:
-    if sentence:
-        print(sentence, file=sys.stderr)
+def report(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from .recipe import AugmentationRecipe
+
 EPS = torch.finfo(torch.float32).eps
 CUBIC = -0.75  # the coefficient of the bicubic kernel in PyTorch's interpolate
 
@@ -134,21 +136,15 @@ def post_normalise(views: Tensor) -> Tensor:
 View = Callable[[Tensor, Generator], Tensor]
 
 
-def view_of(
-    memory: MixupMemory,
-    *,
-    mixup_alpha: float,
-    crop_freq_scale: tuple[float, float],
-    crop_time_scale: tuple[float, float],
-    virtual_time_scale: float,
-    fader_gain: float,
-) -> View:
+def view_of(memory: MixupMemory, recipe: AugmentationRecipe) -> View:
     """The recipe's augmentation as one function: normalised log-mels (B, 1, F, T) -> one view of each."""
 
     def view(x: Tensor, generator: Generator) -> Tensor:
-        x = mixup(x, memory, mixup_alpha, generator)
-        crop = draw_crops(x, crop_freq_scale, crop_time_scale, virtual_time_scale, generator)
-        x = resize_crop(x, crop, virtual_time_scale)
-        return linear_fader(x, fader_gain, generator) if fader_gain else x
+        x = mixup(x, memory, recipe.mixup_alpha, generator)
+        crop = draw_crops(
+            x, recipe.crop_freq_scale, recipe.crop_time_scale, recipe.virtual_time_scale, generator
+        )
+        x = resize_crop(x, crop, recipe.virtual_time_scale)
+        return linear_fader(x, recipe.fader_gain, generator) if recipe.fader_gain else x
 
     return view

@@ -26,13 +26,13 @@ def save(run: Path, state: dict[str, Any]) -> None:
     write_whole(run / FILE_NAME, content.getbuffer())
 
 
-def load(run: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The state that `save` was given: tensors, numbers, strings, lists and dicts alone."""
+def load(run: Path) -> dict[str, Any]:
+    """The state that `save` was given: tensors on the CPU, numbers, strings, lists and dicts alone."""
     path = run / FILE_NAME
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: {run} is not the folder of a pre-training run.")
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
     return state

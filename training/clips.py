@@ -25,6 +25,7 @@ from tqdm import tqdm
 from service.audio import decode
 from service.errors import ViolaError
 from service.offline import audio_files
+from service.threads import usable_cores
 
 FULL_SCALE = 32768  # of 16-bit samples
 
@@ -75,34 +76,40 @@ def find_audio(data: Path, where: dict[str, str] | None = None) -> list[Path]:
     """The audio files of a folder (all below it) or of a CSV (its rows with these values), each once."""
     if data.is_dir():
         paths = audio_files([data])
-    elif data.is_file():
-        try:
-            paths = list(dict.fromkeys(paths_of_csv(data, where or {})))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{data} is not a CSV file in UTF-8: {error}.") from error
     else:
-        raise DataError(f"{data} is neither a folder nor a CSV file.")
+        paths = list(dict.fromkeys(path for path, _ in rows_of_csv(data, where or {})))
     if not paths:
         raise DataError(f"{data} holds no audio: a folder of sounds or a CSV of their paths is needed.")
     return paths
 
 
-def paths_of_csv(table: Path, where: dict[str, str]) -> Iterator[Path]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, restval="")
-        columns = rows.fieldnames or []
-        column = next((name for name in ("file_name", "path") if name in columns), None)
-        if column is None:
-            raise DataError(f"{table} has no column 'file_name' or 'path', only {', '.join(columns)}.")
-        missing = [name for name in where if name not in columns]
-        if missing:
-            raise DataError(f"{table} has no column '{missing[0]}', only {', '.join(columns)}.")
-        for row in rows:
-            if row[column] and all(row[name] == value for name, value in where.items()):
-                yield table.parent / row[column]
+def rows_of_csv(
+    table: Path, where: dict[str, str], *, needs: tuple[str, ...] = ()
+) -> Iterator[tuple[Path, dict[str, str]]]:
+    """(path of the sound, row) of the rows with these values; cells that a row lacks are empty.
+
+    Raises DataError where the table is none, or lacks a column of `where` or `needs`.
+    """
+    if not table.is_file():
+        raise DataError(f"{table} is neither a folder nor a CSV file.")
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, restval="")
+            columns = rows.fieldnames or []
+            column = next((name for name in ("file_name", "path") if name in columns), None)
+            if column is None:
+                raise DataError(f"{table} has no column 'file_name' or 'path', only {', '.join(columns)}.")
+            for name in (*needs, *where):
+                if name not in columns:
+                    raise DataError(f"{table} has no column '{name}', only {', '.join(columns)}.")
+            for row in rows:
+                if row[column] and all(row[name] == value for name, value in where.items()):
+                    yield table.parent / row[column], row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table} is not a CSV file in UTF-8: {error}.") from error
 
 
-def load_clips(paths: list[Path], *, sample_rate: int, cache: Path, workers: int = 2) -> Clips:
+def load_clips(paths: list[Path], *, sample_rate: int, cache: Path) -> Clips:
     """Every readable file as samples, from the cache where the same files were decoded before.
 
     Files that cannot be decoded are skipped and listed in `unreadable`; DataError if none is left, OSError
@@ -113,7 +120,7 @@ def load_clips(paths: list[Path], *, sample_rate: int, cache: Path, workers: int
     with stem.with_suffix(".lock").open("w") as lock:  # a second process waits for the first one's work
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not all(stem.with_suffix(suffix).is_file() for suffix in (".i16", ".json")):
-            decode_all(paths, sample_rate, stem, workers)
+            decode_all(paths, sample_rate, stem)
     index = json.loads(stem.with_suffix(".json").read_text())
     starts = np.array(index["starts"], dtype=np.int64)
     unreadable = [Unreadable(**item) for item in index["unreadable"]]
@@ -132,11 +139,12 @@ def fingerprint(paths: Iterable[Path], sample_rate: int) -> str:
     return digest.hexdigest()[:24]
 
 
-def decode_all(paths: list[Path], sample_rate: int, stem: Path, workers: int) -> None:
+def decode_all(paths: list[Path], sample_rate: int, stem: Path) -> None:
     """Write stem.i16 and then, when all is there, stem.json."""
     starts, unreadable = [0], []
     part = stem.with_suffix(".part")
-    pool = ThreadPoolExecutor(workers)
+    cores, _ = usable_cores()
+    pool = ThreadPoolExecutor(cores)
     try:
         with part.open("wb") as file:
             decoded = pool.map(lambda path: samples_or_reason(path, sample_rate), paths)

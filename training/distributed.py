@@ -2,10 +2,13 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+PATIENCE = timedelta(days=1)  # the others wait while the first process decodes all sounds
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ def join_world(device: str) -> World:
         return World(rank=0, size=1, device=torch.device(kind))
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
     return World(rank=distributed.get_rank(), size=size, device=torch.device(kind))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from .clips import write_whole
 from .labelled import LabelledTask, Split, splits_of
@@ -151,7 +152,7 @@ def confusion(predictions: Predictions, n_classes: int) -> NDArray[np.int64]:
     return matrix
 
 
-def write_results(path: Path, results: dict[str, list[Result]], about: dict[str, object]) -> None:
+def write_results(path: Path, results: dict[str, list[Result]], about: dict[str, str]) -> None:
     """JSON: `about`, and per embedding (the model, a baseline) its tasks and their plain mean."""
     content = {
         **about,
@@ -168,12 +169,12 @@ def mean_of(results: list[Result]) -> float:
     return float(np.mean([result.value for result in results]))
 
 
-def card_rows(results: dict[str, list[Result]], about: dict[str, object]) -> list[dict[str, object]]:
+def card_rows(results: dict[str, list[Result]], about: dict[str, str]) -> list[dict[str, JsonValue]]:
     """For the model's card: its result per task, beside those of the baselines."""
     (_, own), *others = results.items()
     rows = []
     for position, result in enumerate(own):
-        row: dict[str, object] = {
+        row: dict[str, JsonValue] = {
             "task": result.task,
             "metric": result.metric,
             "value": round(result.value, 4),
@@ -186,6 +187,13 @@ def card_rows(results: dict[str, list[Result]], about: dict[str, object]) -> lis
         }
         rows.append(row | {name: round(tasks[position].value, 4) for name, tasks in others})
     return rows
+
+
+def merged_rows(
+    kept: list[dict[str, JsonValue]], new: list[dict[str, JsonValue]]
+) -> list[dict[str, JsonValue]]:
+    """The rows of a card with those of the tasks that were evaluated anew."""
+    return list({row.get("task"): row for row in [*kept, *new]}.values())
 
 
 def table(results: dict[str, list[Result]]) -> str:

@@ -5,17 +5,20 @@ file holds scaler_mean, scaler_std, weight and bias, and as metadata labels, tas
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from service.model import load_card, sha256_of, write_card
 
-from .clips import DataError
+from .clips import DataError, write_whole
 from .evaluate import Predictions, fit_split, interval
 from .labelled import LabelledTask, Split, splits_of
 from .linear import Embeddings, LinearHead
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as that of a model in its card
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,17 @@ def split_of(task: LabelledTask, test_fold: str | None) -> Split:
     return splits[0]
 
 
+def head_file(folder: Path, name: str) -> Path:
+    """Where the head lies in the model folder. Raises DataError for a name that is no file's."""
+    if not NAME.fullmatch(name):
+        raise DataError(f"A head cannot be called '{name}': letters, digits, '.', '_' and '-' make a name.")
+    return folder / "heads" / f"{name}.safetensors"
+
+
 def write_head(folder: Path, name: str, fitted: FittedHead, training_data: str) -> Path:
     """Write the head into the model folder and its hash into the card; a head of that name is replaced."""
+    path = head_file(folder, name)
     card = load_card(folder)
-    path = folder / "heads" / f"{name}.safetensors"
     path.parent.mkdir(exist_ok=True)
     head = fitted.head
     tensors = {"scaler_mean": head.mean, "scaler_std": head.std, "weight": head.weight, "bias": head.bias}
@@ -74,12 +84,7 @@ def write_head(folder: Path, name: str, fitted: FittedHead, training_data: str) 
         "training_data": training_data,
         "results": json.dumps(fitted.results),
     }
-    part = path.with_name(path.name + ".part")
-    try:
-        save_file(tensors, part, metadata=metadata)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, save(tensors, metadata=metadata))
     files = {**card.files, f"heads/{path.name}": sha256_of(path)}
     write_card(folder, card.model_copy(update={"files": files}))
     return path

@@ -6,10 +6,9 @@
 
 A comma inside `label` means several labels. `split` is train, valid (or val) or test; `fold` is a number for
 cross-validation, or one of those words. Without either, five folds are drawn. A CSV with a column `task`
-holds several tasks.
+holds several tasks; rows of the task `unlabelled` belong to none.
 """
 
-import csv
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,10 +19,11 @@ from numpy.typing import NDArray
 
 from service.offline import audio_files
 
-from .clips import DataError
+from .clips import DataError, rows_of_csv
 from .linear import MULTICLASS, MULTILABEL, Targets
 
 TRAIN, VALID, TEST = "train", "valid", "test"
+SPLITS = {TRAIN: TRAIN, VALID: VALID, "val": VALID, TEST: TEST}  # as written -> as meant
 DRAWN_FOLDS = 5
 UNLABELLED = "unlabelled"  # rows of this task have no class
 
@@ -67,15 +67,34 @@ class LabelledTask:
 
     @cached_property
     def parts(self) -> NDArray[np.str_]:
-        """(n,) the part of each clip; folds are drawn, the same every time, where the data name none."""
+        """(n,) the part of each clip; folds are drawn, the same every time, where the data name none.
+
+        Raises DataError where some clips have a part and others none, or some a split and others a fold.
+        """
         given = np.array([clip.part for clip in self.clips])
-        if (given != "").all():
+        if (given != "").any():
+            self.refuse_mixed_parts()
             return given
         order = np.random.default_rng(0).permutation(len(given))
         by_label = sorted(order, key=lambda i: self.clips[i].labels)  # every class in every fold
         drawn = np.empty(len(given), dtype=object)
         drawn[by_label] = [str(1 + rank % DRAWN_FOLDS) for rank in range(len(given))]
         return drawn.astype(str)
+
+    def refuse_mixed_parts(self) -> None:
+        has_splits = any(clip.part in SPLITS for clip in self.clips)
+        for clip in self.clips:
+            if not clip.part:
+                raise DataError(
+                    f"{clip.path} of the task {self.name} has no split or fold, unlike others: give "
+                    "every row one, or none."
+                )
+            if has_splits and clip.part not in SPLITS:
+                raise DataError(
+                    f"{clip.path} of the task {self.name} has the split or fold '{clip.part}' where other "
+                    f"clips have one of {', '.join(SPLITS)}: give every row one of these, or every row the "
+                    "number of a fold."
+                )
 
 
 @dataclass(frozen=True)
@@ -120,31 +139,17 @@ def clips_of_folder(folder: Path) -> dict[str, list[LabelledClip]]:
 
 
 def clips_of_csv(table: Path, where: dict[str, str]) -> dict[str, list[LabelledClip]]:
-    if not table.is_file():
-        raise DataError(f"{table} is neither a folder nor a CSV file.")
     tasks: dict[str, list[LabelledClip]] = defaultdict(list)
-    with table.open(newline="") as file:
-        rows = csv.DictReader(file)
-        columns = rows.fieldnames or []
-        file_column = next((name for name in ("file_name", "path") if name in columns), None)
-        if file_column is None or "label" not in columns:
-            raise DataError(
-                f"{table} needs the columns file_name (or path) and label; it has {', '.join(columns)}."
-            )
-        missing = [name for name in where if name not in columns]
-        if missing:
-            raise DataError(f"{table} has no column '{missing[0]}', only {', '.join(columns)}.")
-        for row in rows:
-            name = row.get("task") or table.stem
-            if (
-                name == UNLABELLED
-                or not row["label"]
-                or any(row[key] != value for key, value in where.items())
-            ):
-                continue
-            part = (row.get("split") or row.get("fold") or "").strip()
-            labels = tuple(label.strip() for label in row["label"].split(",") if label.strip())
-            tasks[name].append(
-                LabelledClip(table.parent / row[file_column], labels, VALID if part == "val" else part)
-            )
+    for path, row in rows_of_csv(table, where, needs=("label",)):
+        name = row.get("task") or table.stem
+        labels = tuple(label.strip() for label in row["label"].split(",") if label.strip())
+        if labels and name != UNLABELLED:
+            tasks[name].append(LabelledClip(path, labels, part_of(path, row)))
     return tasks
+
+
+def part_of(path: Path, row: dict[str, str]) -> str:
+    split, fold = (row.get(column, "").strip() for column in ("split", "fold"))
+    if split and split not in SPLITS:
+        raise DataError(f"{path} has the split '{split}', which is none of {', '.join(SPLITS)}.")
+    return SPLITS.get(split or fold, fold)

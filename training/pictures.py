@@ -1,5 +1,6 @@
 """Pictures of an evaluation as PNG: which classes are taken for which, and how the embeddings lie."""
 
+import re
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,11 @@ from .linear import Embeddings
 
 MAX_POINTS = 2000  # of a t-SNE picture: beyond, a random part
 MAX_LEGEND = 20  # classes that a legend can name
+
+
+def picture_file(results: Path, task: str, kind: str) -> Path:
+    """results.json -> results.TASK.KIND.png beside it, without what a file's name cannot hold."""
+    return results.with_name(f"{results.stem}.{re.sub(r'[^A-Za-z0-9._-]', '_', task)}.{kind}.png")
 
 
 def draw_confusion(path: Path, matrix: NDArray[np.int64], labels: tuple[str, ...], title: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from encoders.frontend import BYOLA, Frontend
+from encoders.frontend import frontend_of
 
 from .augmentations import EPS
 from .clips import SEGMENTS, STATISTICS, Clips, DataError, draw_segments, epoch_order
@@ -33,6 +33,7 @@ class Plan:
     world: World
     segment: int  # samples
     distance: int  # samples
+    batch_size: int  # over all processes
     steps_per_epoch: int
     steps: int
 
@@ -52,7 +53,7 @@ class Plan:
     ) -> tuple[NDArray[np.int64], Tensor]:
         epoch, position = divmod(step, self.steps_per_epoch)
         order = order_of(epoch)
-        size = len(order) // self.steps_per_epoch  # what is left over has its turn in another epoch
+        size = self.batch_size  # what is left over has its turn in another epoch
         mine = order[position * size : (position + 1) * size][self.world.rank :: self.world.size]
         waveforms = draw_segments(
             self.clips,
@@ -79,7 +80,7 @@ def plan_of(clips: Clips, recipe: Recipe, world: World) -> Plan:
 
     Raises RecipeError for segments too short for the log-mel, DataError for too few clips.
     """
-    frontend = frontend_of(recipe)
+    frontend = frontend_of(recipe.encoder.n_mels)
     segment = int(recipe.data.segment_s * frontend.sample_rate)
     distance = int(recipe.data.view_distance_s * frontend.sample_rate)
     if segment < frontend.min_samples:
@@ -87,7 +88,7 @@ def plan_of(clips: Clips, recipe: Recipe, world: World) -> Plan:
             f"data.segment_s = {recipe.data.segment_s:g} is too short: the log-mel needs "
             f"{frontend.min_samples / frontend.sample_rate:g} s."
         )
-    draft = Plan(clips, recipe, world, segment, distance, steps_per_epoch=1, steps=1)
+    draft = Plan(clips, recipe, world, segment, distance, batch_size=1, steps_per_epoch=1, steps=1)
     draws = len(draft.order(epoch=0))
     if draws < 2 * world.size:
         raise DataError(
@@ -96,11 +97,7 @@ def plan_of(clips: Clips, recipe: Recipe, world: World) -> Plan:
     steps_per_epoch = max(1, round(draws / recipe.optimisation.batch_size))
     steps_per_epoch = min(steps_per_epoch, draws // (2 * world.size))
     steps = max(1, round(recipe.optimisation.epochs * steps_per_epoch))
-    return Plan(clips, recipe, world, segment, distance, steps_per_epoch, steps)
-
-
-def frontend_of(recipe: Recipe) -> Frontend:
-    return Frontend(n_mels=recipe.encoder.n_mels) if recipe.encoder.n_mels != BYOLA.n_mels else BYOLA
+    return Plan(clips, recipe, world, segment, distance, draws // steps_per_epoch, steps_per_epoch, steps)
 
 
 @dataclass(frozen=True)

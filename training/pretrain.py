@@ -7,24 +7,24 @@ Every draw of step n is seeded by (seed, n): a run that was interrupted goes on 
 
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from encoders.frontend import frontend_of
+
 from .augmentations import View, post_normalise, view_of
 from .byol import Step
 from .clips import AUGMENTATION, Clips
 from .distributed import World, gather, wrap
 from .logmel import LogMel
-from .plan import Plan, Statistics, frontend_of, plan_of
+from .plan import Plan, Statistics, plan_of
 from .recipe import Recipe
 from .run import Options, Run, check, save, start_run
-from .run_log import Clock, RunLog, embedding_std
+from .run_log import Clock, RunLog, embedding_std, say
 
 
 def pretrain(clips: Clips, recipe: Recipe, options: Options, world: World) -> None:
@@ -33,25 +33,31 @@ def pretrain(clips: Clips, recipe: Recipe, options: Options, world: World) -> No
     Raises TrainingError, CheckpointError, DataError or RecipeError.
     """
     plan = plan_of(clips, recipe, world)
-    logmel = LogMel(frontend_of(recipe)).to(world.device)
+    precision, reason = precision_of(options.precision, world.device)
+    options = replace(options, precision=precision)
+    if world.is_first:
+        say(f"The networks compute in {precision}: {reason}.")
+        warn_of_few_steps(plan)
+    logmel = LogMel(frontend_of(recipe.encoder.n_mels)).to(world.device)
     run = start_run(plan, logmel, options)
     if options.compiled:
         run.model.online.compile()
         run.model.target.compile()
     trained = wrap(run.model, world)
-    memory_view = view_of(
-        run.memory, **{k: v for k, v in asdict(recipe.augmentation).items() if k != "mixup_memory"}
-    )
-    autocast = autocast_of(options.precision, world)
+    memory_view = view_of(run.memory, recipe.augmentation)
+    autocast = autocast_of(precision, world.device)
     last_step = min(plan.steps, run.step + (options.stop_after_steps or plan.steps))
 
     with RunLog(options.out, run.step, active=world.is_first) as log:
         progress = tqdm(total=plan.steps, initial=run.step, unit="step", disable=not world.is_first)
         saved_at = time.monotonic()
-        for order, waveforms in plan.batches(run.step, last_step):
-            segments = len(order) * world.size
+        batches = plan.batches(run.step, last_step)
+        for _ in range(run.step, last_step):
             is_logged = run.step % options.log_every == 0 or run.step + 1 == last_step
             clock = Clock(world.device, active=is_logged)
+            _clips, waveforms = next(batches)
+            clock.lap("wait")
+
             generator = seeded(recipe.optimisation.seed, run.step, world)
             x = normalised(logmel, waveforms.to(world.device), run.statistics)
             views, monitor = two_views(x, memory_view, generator)
@@ -67,16 +73,17 @@ def pretrain(clips: Clips, recipe: Recipe, options: Options, world: World) -> No
             run.optimiser.step()
             update_average(run, recipe.optimisation.average_decay)
             run.step += 1
-            run.segments_seen += segments
+            run.segments_seen += plan.batch_size
             clock.lap("network")
 
             progress.update()
             if is_logged:
-                line = log_line(run, plan, step, monitor, clock.speed(segments))
+                line = log_line(run, plan, step, monitor, clock.speed(plan.batch_size))
                 progress.set_postfix_str(f"loss {line['loss']:.3f}, {line['segments_per_s']:.0f} segments/s")
                 check(run, line)
                 log.write(line)
-            if time.monotonic() - saved_at > options.checkpoint_every_s and run.step < last_step:
+            is_due = time.monotonic() - saved_at > options.checkpoint_every_s and run.step < last_step
+            if is_due and not run.collapsed_logs:  # the last good checkpoint stays
                 save(run, plan, options, final=False)
                 saved_at = time.monotonic()
         progress.close()
@@ -122,12 +129,28 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, recipe: Recipe, step: in
         group["lr"] = learning_rate(recipe, step, steps)
 
 
-def autocast_of(precision: str, world: World) -> AbstractContextManager[Any]:
-    """bfloat16 on a GPU, and on a CPU that has instructions for it."""
-    fast = world.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    if precision == "bfloat16" or (precision == "auto" and fast):
-        return torch.autocast(world.device.type, dtype=torch.bfloat16)
-    return nullcontext()
+def precision_of(asked: str, device: torch.device) -> tuple[str, str]:
+    """bfloat16 or float32, and the reason."""
+    if asked != "auto":
+        return asked, "--precision asks for it"
+    if device.type == "cuda":
+        return "bfloat16", "it trains on a GPU"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "bfloat16", "this CPU has instructions for it"
+    return "float32", "this CPU has no instructions for bfloat16"
+
+
+def autocast_of(precision: str, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def warn_of_few_steps(plan: Plan) -> None:
+    warmup_steps = plan.recipe.optimisation.warmup_steps
+    if warmup_steps > plan.steps / 10:
+        say(
+            f"The warm-up of {warmup_steps} steps takes more than a tenth of the run's {plan.steps}: these "
+            "are few sounds for this recipe. Raise optimisation.epochs, or lower batch_size or warmup_steps."
+        )
 
 
 @torch.no_grad()

@@ -10,15 +10,15 @@ It goes on with its own recipe and on the same clips alone: anything else is ref
 import copy
 import json
 import math
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import encoders
+from encoders.commit import commit_of
 
 from . import checkpoint
 from .augmentations import MixupMemory
@@ -33,6 +33,10 @@ from .run_log import say
 COLLAPSED = 0.01  # embedding_std below which all clips have practically one embedding
 COLLAPSED_LOGS = 5  # so many log lines in a row end the run
 
+WHAT_TO_TRY = (
+    "Start a new run with a lower optimisation.learning_rate, or continue with --resume --precision float32."
+)
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on: the sentence says why, and what to try."""
@@ -40,12 +44,13 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Options:
-    """What may differ between a run and its continuation without changing the result."""
+    """What may differ between a run and its continuation. Another precision (like another number of
+    processes) changes the result, so the checkpoint names it and a difference is said; the rest does not."""
 
     out: Path
     resume: bool = False
     precision: str = "auto"  # auto, bfloat16 or float32
-    compiled: bool = False  # torch.compile: a fifth faster on a CPU, half a minute to start
+    compiled: bool = False  # torch.compile: faster steps after a slow start
     log_every: int = 10  # steps
     checkpoint_every_s: float = 300.0
     stop_after_steps: int | None = None  # for a run in parts
@@ -69,7 +74,7 @@ def start_run(plan: Plan, logmel: LogMel, options: Options) -> Run:
     """A new run, or the continuation of the one in the folder."""
     run = new_run(plan.recipe, plan.world.device)
     if options.resume:
-        restore(run, checkpoint.load(options.out, plan.world.device), plan)
+        restore(run, checkpoint.load(options.out), plan, options)
     else:
         run.statistics = measure_statistics(plan, logmel)
         if plan.world.is_first:
@@ -110,13 +115,6 @@ def describe(plan: Plan, folder: Path) -> None:
     write_whole(folder / "data.json", json.dumps(summary, indent=2).encode())
 
 
-def commit_of(folder: Path) -> str:
-    """The commit that is checked out there, empty outside a repository and in one without commits."""
-    command = ["git", "-C", str(folder), "rev-parse", "--verify", "--quiet", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip()
-
-
 def check(run: Run, line: dict[str, float]) -> None:
     """A loss or an embedding from which training does not recover ends the run; the checkpoint stays.
 
@@ -125,28 +123,30 @@ def check(run: Run, line: dict[str, float]) -> None:
     if not math.isfinite(line["loss"]):
         raise TrainingError(
             f"The loss is {line['loss']} at step {run.step}: training stops, the last checkpoint is kept. "
-            "Try a lower optimisation.learning_rate or --precision float32, and continue with --resume."
+            f"{WHAT_TO_TRY}"
         )
     run.collapsed_logs = run.collapsed_logs + 1 if line["embedding_std"] < COLLAPSED else 0
     if run.collapsed_logs >= COLLAPSED_LOGS:
         raise TrainingError(
             f"The embeddings have collapsed at step {run.step}: their spread is {line['embedding_std']:.4f} "
             f"(under {COLLAPSED} for {COLLAPSED_LOGS} log lines), all clips look the same to the encoder. "
-            "Try a lower optimisation.learning_rate, a byol.target_decay nearer to 1 or a larger batch_size."
+            "Start a new run with a lower optimisation.learning_rate, a byol.target_decay nearer to 1 or a "
+            "larger batch_size."
         )
 
 
 def save(run: Run, plan: Plan, options: Options, *, final: bool) -> None:
     """Write the checkpoint; a full disk in the middle of a run is said and tried again later."""
-    if not all(bool(torch.isfinite(value).all()) for value in run.model.online.parameters()):
+    state = state_of(run, plan, options)
+    if not is_finite(state):
         raise TrainingError(
             f"The weights are no longer finite at step {run.step}: training stops, the last checkpoint is "
-            "kept. Try a lower optimisation.learning_rate and continue with --resume."
+            f"kept. {WHAT_TO_TRY}"
         )
     if not plan.world.is_first:
         return
     try:
-        checkpoint.save(options.out, state_of(run, plan))
+        checkpoint.save(options.out, state)
     except OSError as error:
         sentence = (
             f"The checkpoint of step {run.step} could not be written ({error}); the one before is kept."
@@ -156,11 +156,19 @@ def save(run: Run, plan: Plan, options: Options, *, final: bool) -> None:
         say(f"{sentence} Training goes on; make room on the disk.")
 
 
-def state_of(run: Run, plan: Plan) -> dict[str, Any]:
+def is_finite(value: object) -> bool:
+    """No tensor in nested dicts holds NaN or infinity."""
+    if isinstance(value, dict):
+        return all(map(is_finite, value.values()))
+    return not isinstance(value, Tensor) or bool(torch.isfinite(value).all())
+
+
+def state_of(run: Run, plan: Plan, options: Options) -> dict[str, Any]:
     return {
         "format": 1,
         "recipe": as_tables(plan.recipe),
         "corpus": corpus_of(plan.clips),
+        "computed_with": computed_with(plan, options),
         "step": run.step,
         "segments_seen": run.segments_seen,
         "collapsed_logs": run.collapsed_logs,
@@ -172,10 +180,12 @@ def state_of(run: Run, plan: Plan) -> dict[str, Any]:
     }
 
 
-def restore(run: Run, state: dict[str, Any], plan: Plan) -> None:
+def restore(run: Run, state: dict[str, Any], plan: Plan, options: Options) -> None:
     """Raises CheckpointError when recipe or clips are not those that the run was started with."""
     refuse_another_recipe(state["recipe"], plan.recipe)
     refuse_other_clips(state["corpus"], corpus_of(plan.clips))
+    if plan.world.is_first:
+        tell_differences(state["computed_with"], computed_with(plan, options))
     run.model.load_state_dict(state["model"])
     run.average.load_state_dict(state["average"])
     run.optimiser.load_state_dict(state["optimiser"])
@@ -208,3 +218,16 @@ def refuse_other_clips(started: dict[str, int], given: dict[str, int]) -> None:
             f"{given['clips']} clips of {given['samples']}: resume with the same --data and --where, or "
             "start a new run."
         )
+
+
+def computed_with(plan: Plan, options: Options) -> dict[str, str | int]:
+    return {"precision": options.precision, "processes": plan.world.size}
+
+
+def tell_differences(before: dict[str, str | int], now: dict[str, str | int]) -> None:
+    for name, value in now.items():
+        if before[name] != value:
+            say(
+                f"The run was trained with {name} = {before[name]} and goes on with {value}: its result will "
+                "not be that of a run in one go."
+            )

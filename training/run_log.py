@@ -95,9 +95,10 @@ class Clock:
             self.laps[name] = self.now() - self.began - sum(self.laps.values())
 
     def speed(self, segments: int) -> dict[str, float]:
-        """Of a step of so many segments, with the share of its time in the lap "data"."""
+        """Of a step of so many segments, with the share of its time in the laps "wait" and "data"."""
         seconds = sum(self.laps.values())
-        return {"segments_per_s": segments / seconds, "data_share": self.laps["data"] / seconds}
+        data_s = self.laps["wait"] + self.laps["data"]
+        return {"segments_per_s": segments / seconds, "data_share": data_s / seconds}
 
 
 def embedding_std(embedding: Tensor) -> float:

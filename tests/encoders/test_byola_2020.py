@@ -1,5 +1,7 @@
 """AudioNTT2020 against the paper's and the published files' numbers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -95,6 +97,8 @@ def test_dropout_is_active_in_training_alone(encoder: AudioNTT2020) -> None:
     assert dropouts == [0.3]
     x = torch.randn(1, 1, 64, 16)
     assert torch.equal(encoder(x), encoder(x))
+    training = copy.deepcopy(encoder).train()
+    assert not torch.equal(training(x), training(x))
 
 
 def test_a_clip_is_the_mean_plus_the_maximum_of_its_frames(encoder: AudioNTT2020) -> None:

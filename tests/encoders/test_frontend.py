@@ -6,7 +6,7 @@ import scipy.signal
 import torch
 import torchaudio
 
-from encoders.frontend import BYOLA, Frontend, hann_window, hz_of_mel, mel_filterbank, mel_of_hz
+from encoders.frontend import BYOLA, Frontend, frontend_of, hann_window, hz_of_mel, mel_filterbank, mel_of_hz
 
 
 def test_the_filterbank_is_librosas_slaney_one() -> None:
@@ -68,3 +68,8 @@ def test_a_tone_of_1_khz_lights_the_band_around_1_khz() -> None:
 
 def test_reflect_padding_needs_half_a_window_and_a_sample() -> None:
     assert BYOLA.min_samples == 513
+
+
+def test_another_number_of_bands_changes_nothing_else() -> None:
+    assert frontend_of(64) == BYOLA
+    assert frontend_of(16) == Frontend(n_mels=16)

@@ -57,6 +57,12 @@ def test_wrappers_and_prefixes_are_taken_off(wrapper: str | None, prefix: str, t
     assert load("byola-2020", content, tmp_path).parameters == {"n_mels": 64, "d": 512}
 
 
+def test_files_of_old_versions_of_torch_are_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "legacy.pth"
+    torch.save(published_state("byola-2020"), path, _use_new_zipfile_serialization=False)
+    assert load_published("byola-2020", path, mean=-9.66, std=4.72).parameters == {"n_mels": 64, "d": 512}
+
+
 def test_safetensors_are_read_too(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(published_state("byola-2020"), path)

@@ -20,6 +20,7 @@ from training.augmentations import (
     resize_crop,
     view_of,
 )
+from training.recipe import AugmentationRecipe
 
 EPS = 1.1920929e-07
 SCALE = (0.6, 1.5)
@@ -220,15 +221,15 @@ def test_post_normalisation_of_silence_is_zero() -> None:
 
 
 def make_view(memory: MixupMemory, x: Tensor, seed: int) -> Tensor:
-    view = view_of(
-        memory,
+    recipe = AugmentationRecipe(
         mixup_alpha=0.2,
+        mixup_memory=memory.size,
         crop_freq_scale=SCALE,
         crop_time_scale=SCALE,
         virtual_time_scale=1.5,
         fader_gain=1.0,
     )
-    return view(x, generator(seed))
+    return view_of(memory, recipe)(x, generator(seed))
 
 
 def test_the_same_seed_gives_the_same_view_and_another_another() -> None:

@@ -55,14 +55,16 @@ def test_a_head_is_fitted_written_and_served(labelled, model_folder, capsys):
         "--precision",
         "float32",
     ]
+    before = set(Model.load(model_folder).heads)
     assert main(["fit-head", *arguments]) == 0
-    assert "2 labels, accuracy 1.000 on test" in capsys.readouterr().out
+    said = capsys.readouterr().out
 
     model = Model.load(model_folder, precision="float32")  # hashes and card fit, or it would be refused
     head = model.heads["kinds"]
     assert (head.labels, head.task) == (("hit", "speech"), "multiclass")
     assert head.results["test_clips"] == 2
-    assert set(model.heads) > {"kinds"}  # the others are still there
+    assert f"2 labels, accuracy {head.results['value']:.3f} on test" in said
+    assert set(model.heads) == before | {"kinds"}
 
 
 def test_a_head_of_the_same_name_is_replaced(labelled, model_folder):
@@ -72,6 +74,15 @@ def test_a_head_of_the_same_name_is_replaced(labelled, model_folder):
     assert Model.load(model_folder).heads["digits"].training_data == "another"
     assert list((model_folder / "heads").glob("*.part")) == []
     assert "heads/digits.safetensors" in load_card(model_folder).files
+
+
+def test_a_head_whose_name_leaves_the_folder_is_refused_first(labelled, model_folder, capsys):
+    arguments = ["--model", str(model_folder), "--data", str(labelled), "--head", "../x"]
+    assert main(["fit-head", *arguments]) == 1
+    assert capsys.readouterr().err == (
+        "error: A head cannot be called '../x': letters, digits, '.', '_' and '-' make a name.\n"
+    )
+    assert load_card(model_folder) == load_card(Path("models/byola"))
 
 
 def test_several_folds_need_the_one_that_is_tested(tmp_path):
@@ -87,6 +98,20 @@ def test_a_file_that_cannot_be_embedded_is_named(labelled, model_folder, tmp_pat
     assert main(["fit-head", "--model", str(model_folder), "--data", str(bad), "--head", "kinds"]) == 1
     assert "text.wav cannot be embedded" in capsys.readouterr().err
     assert "kinds" not in Model.load(model_folder).heads
+
+
+def test_a_picture_that_fails_loses_no_result(labelled, model_folder, tmp_path, capsys, monkeypatch):
+    def draw_nothing(*_):
+        raise ValueError("no colours left")
+
+    monkeypatch.setattr("training.__main__.draw_confusion", draw_nothing)
+    out = tmp_path / "kinds.json"
+    arguments = ["--model", str(model_folder), "--data", str(labelled), "--out", str(out), "--seeds", "42"]
+    assert main(["evaluate", *arguments]) == 0
+    said = capsys.readouterr()
+    assert "The pictures of kinds could not be drawn: no colours left" in said.err
+    assert "| kinds | accuracy |" in said.out
+    assert list(json.loads(out.read_text())["results"]) == ["byola"]
 
 
 def test_evaluate_writes_json_pictures_and_the_card(labelled, model_folder, tmp_path, capsys):

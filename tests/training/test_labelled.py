@@ -72,7 +72,21 @@ def test_a_folder_per_class_gets_five_folds_with_every_class_in_each(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "sentence"),
     [
-        (["name,label", "a,b"], "needs the columns file_name"),
+        (["name,label", "a,b"], "no column 'file_name' or 'path', only name, label"),
+        (["file_name,name", "a,b"], "no column 'label', only file_name, name"),
+        (
+            ["file_name,label,split", "a,x,train", "b,x,validation"],
+            "b has the split 'validation', which is none",
+        ),
+        (
+            ["file_name,label,fold", "a,x,train", "b,x,validation"],
+            "b of .* has the split or fold 'validation'",
+        ),
+        (
+            ["file_name,label,split", "a,x,train", "b,x,test", "c,x,"],
+            "c of the task labels has no split or fold",
+        ),
+        (["file_name,label,fold", "a,x,1", "b,x"], "b of the task labels has no split or fold"),
         (["file_name,label,split", "a,b,train"], "splits train and test"),
         (["file_name,label,fold", "a,b,1"], "none to test on"),
     ],
@@ -85,3 +99,14 @@ def test_a_list_that_does_not_fit_is_refused_with_what_it_lacks(tmp_path, lines,
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match="no labelled sound"):
         read_tasks(tmp_path)
+
+
+def test_a_csv_as_spreadsheets_write_it_is_read(tmp_path):
+    (tmp_path / "labels.csv").write_text("file_name,label\na.wav,dog\nb.wav\n", encoding="utf-8-sig")
+    (task,) = read_tasks(tmp_path / "labels.csv")
+    assert [clip.path.name for clip in task.clips] == ["a.wav"]  # the row cut short has no label
+
+
+def test_a_sound_given_as_the_list_is_refused(fixtures_dir):
+    with pytest.raises(DataError, match=r"not a CSV|no column"):
+        read_tasks(fixtures_dir / "dog_bark_44k1_mono.ogg")

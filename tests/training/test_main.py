@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from training.__main__ import main
 
@@ -112,6 +113,56 @@ def test_a_cache_that_cannot_be_written_is_said(
     line = command(tmp_path / "run")[3:]
     line[line.index("--cache") + 1] = str(tmp_path / "file")
     assert sentence_of(line, capsys).startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--log-every", "0"], "'0' is no whole number from 1 on"),
+        (["--log-every", "x"], "'x' is no whole number from 1 on"),
+        (["--checkpoint-every", "-1"], "'-1' is no number of seconds from 0 on"),
+        (["--device", "gpu"], "'gpu' is none of auto, cpu and cuda"),
+        (["--stop-after", "0"], "'0' is no whole number from 1 on"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_said(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main(command(tmp_path / "run", *words)[3:])
+    assert sentence in capsys.readouterr().err
+
+
+def test_seeds_that_are_no_numbers_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--model", "m", "--data", "d", "--out", "o", "--seeds", "x"])
+    assert "'x' is no list of whole numbers such as 42,43,44" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(command(tmp_path / "run", "--device", "cuda")[3:])
+    assert "torch finds no CUDA GPU on this machine" in capsys.readouterr().err
+
+
+def test_ctrl_c_speaks_of_checkpoints_in_pretraining_alone(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.__main__.find_audio", interrupt)
+    monkeypatch.setattr("training.__main__.read_tasks", interrupt)
+    assert main(command(tmp_path / "run")[3:]) == 130
+    assert "--resume" in capsys.readouterr().err
+    for line in (["fit-head", "--head", "h"], ["evaluate", "--out", "o"]):
+        assert main([*line, "--model", "m", "--data", "d"]) == 130
+        said = capsys.readouterr().err
+        assert said.startswith("Interrupted")
+        assert "checkpoint" not in said
 
 
 def test_training_keeps_the_threads_that_torch_found() -> None:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from encoders.frontend import frontend_of
 from training.clips import Clips, DataError, find_audio, load_clips
 from training.distributed import World
 from training.logmel import LogMel
-from training.plan import Plan, Statistics, frontend_of, measure_statistics, plan_of
+from training.plan import Plan, Statistics, measure_statistics, plan_of
 from training.recipe import Recipe, RecipeError, load_recipe
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -70,7 +71,7 @@ def test_a_segment_too_short_for_a_log_mel_is_refused(clips: Clips, recipe: Reci
 
 
 def test_the_statistics_are_those_of_all_elements_in_float64(clips: Clips, recipe: Recipe) -> None:
-    logmel = LogMel(frontend_of(recipe))
+    logmel = LogMel(frontend_of(recipe.encoder.n_mels))
     plan = plan_of(clips, recipe, ALONE)
     short = Clips(np.tile(clips.segment(0, 0, 15_200), 3), np.array([0, 1, 2, 3]) * 15_200, 16_000, [])
     short = replace(short, samples=np.rint(short.samples * 32768).astype(np.int16))  # one place to crop each
@@ -81,7 +82,7 @@ def test_the_statistics_are_those_of_all_elements_in_float64(clips: Clips, recip
 
 
 def test_the_statistics_are_of_as_many_crops_as_the_recipe_says(clips: Clips, recipe: Recipe) -> None:
-    logmel, plan = LogMel(frontend_of(recipe)), plan_of(clips, recipe, ALONE)
+    logmel, plan = LogMel(frontend_of(recipe.encoder.n_mels)), plan_of(clips, recipe, ALONE)
 
     def measured(crops: int) -> Statistics:
         fewer = replace(recipe, data=replace(recipe.data, statistics_crops=crops))

@@ -17,12 +17,25 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from encoders.frontend import frontend_of
 from training import checkpoint
 from training.clips import Clips
 from training.distributed import World
-from training.pretrain import autocast_of, learning_rate, pretrain, seeded, two_views, update_average
+from training.logmel import LogMel
+from training.plan import Plan, Statistics, plan_of
+from training.pretrain import (
+    autocast_of,
+    learning_rate,
+    normalised,
+    precision_of,
+    pretrain,
+    seeded,
+    two_views,
+    update_average,
+    warn_of_few_steps,
+)
 from training.recipe import Recipe, as_toml, load_recipe
-from training.run import Options, TrainingError, new_run
+from training.run import COLLAPSED_LOGS, Options, TrainingError, new_run
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 STEPS = 12
@@ -138,8 +151,51 @@ def test_two_views_of_a_clip_may_come_from_two_places(
     clips: Clips, tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
     overrides = [*tiny, "data.view_distance_s=2.0", "data.draws_power=0.5", "optimisation.epochs=0.2"]
-    pretrain(clips, load_recipe("byola-2022", overrides), options_of(tmp_path), ALONE)
+    two_places = load_recipe("byola-2022", overrides)
+    _, waveforms = next(plan_of(clips, two_places, ALONE).batches(0, 1))
+    assert len(waveforms) == 2
+    x = normalised(LogMel(frontend_of(16)), waveforms, Statistics(mean=-9.0, std=5.0))
+    views, _ = two_views(x, lambda place, _: place, torch.Generator())
+    assert not torch.equal(views[0], views[1])
+    pretrain(clips, two_places, options_of(tmp_path), ALONE)
     assert all(math.isfinite(loss) for loss in losses_of(tmp_path).values())
+
+
+def test_waiting_for_segments_is_part_of_the_share_of_the_data(
+    clips: Clips, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = Plan.batch
+
+    def from_a_slow_disk(plan: Plan, *place: Any) -> Any:
+        time.sleep(0.5)
+        return at_once(plan, *place)
+
+    monkeypatch.setattr(Plan, "batch", from_a_slow_disk)
+    pretrain(clips, recipe, options_of(tmp_path, stop_after_steps=2), ALONE)
+    first = lines_of(tmp_path)[0]
+    assert first["data_share"] > 0.5
+    assert first["segments_per_s"] < 3 / 0.5
+
+
+def test_no_checkpoint_is_written_over_a_good_one_while_the_embeddings_are_collapsed(
+    clips: Clips, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spread = iter([0.5, 0.5, *[0.0] * COLLAPSED_LOGS])
+    monkeypatch.setattr("training.pretrain.embedding_std", lambda _: next(spread))
+    with pytest.raises(TrainingError, match="collapsed at step 7"):
+        pretrain(clips, recipe, options_of(tmp_path, checkpoint_every_s=0.0), ALONE)
+    assert checkpoint.load(tmp_path)["step"] == 2
+
+
+def test_a_warm_up_that_takes_much_of_the_run_is_said(
+    clips: Clips, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(clips, recipe, ALONE)
+    warn_of_few_steps(plan)
+    assert capsys.readouterr().err == ""
+    warm = replace(recipe, optimisation=replace(recipe.optimisation, warmup_steps=2))
+    warn_of_few_steps(replace(plan, recipe=warm))
+    assert "warm-up of 2 steps takes more than a tenth of the run's 12" in capsys.readouterr().err
 
 
 def test_a_recipe_from_a_file_is_the_one_that_is_used(recipe: Recipe, tmp_path: Path, clips: Clips) -> None:
@@ -238,7 +294,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(
         pretrain(clips, absurd, options_of(tmp_path, checkpoint_every_s=0.0), ALONE)
     state = checkpoint.load(tmp_path)
     assert state["step"] >= 1
-    assert all(torch.isfinite(value).all() for name, value in state["model"].items() if "running" not in name)
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
     assert all(math.isfinite(line["loss"]) for line in lines_of(tmp_path))
 
 
@@ -287,6 +343,7 @@ def test_two_processes_train_one_network_and_the_first_logs(
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("(2 processes)") == 1
     assert [line["step"] for line in lines_of(tmp_path / "run")] == [1, 2, 3, 4]
+    assert lines_of(tmp_path / "run")[-1]["segments_seen"] == 4 * 7  # of 4 and 3
     assert len(checkpoint.load(tmp_path / "run")["memory"]) == 16  # both processes' sounds
 
 
@@ -343,7 +400,13 @@ def test_the_average_forgets_as_the_recipe_says_and_faster_while_young(recipe: R
 
 def test_bfloat16_is_used_when_asked_for_and_never_otherwise() -> None:
     layer, x = torch.nn.Linear(4, 4), torch.randn(2, 4)
-    with autocast_of("bfloat16", ALONE):
+    with autocast_of("bfloat16", ALONE.device):
         assert layer(x).dtype == torch.bfloat16
-    with autocast_of("float32", ALONE):
+    with autocast_of("float32", ALONE.device):
         assert layer(x).dtype == torch.float32
+
+
+def test_the_precision_has_a_reason() -> None:
+    assert precision_of("float32", ALONE.device) == ("float32", "--precision asks for it")
+    assert precision_of("auto", torch.device("cuda")) == ("bfloat16", "it trains on a GPU")
+    assert "this CPU has" in precision_of("auto", ALONE.device)[1]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from encoders.frontend import frontend_of
 from training import checkpoint
 from training.checkpoint import CheckpointError
 from training.clips import Clips
 from training.distributed import World
 from training.logmel import LogMel
-from training.plan import Plan, frontend_of, measure_statistics, plan_of
+from training.plan import Plan, measure_statistics, plan_of
 from training.recipe import Recipe, RecipeError, recipe_of
 from training.run import (
     COLLAPSED_LOGS,
@@ -24,7 +24,6 @@ from training.run import (
     Run,
     TrainingError,
     check,
-    commit_of,
     new_run,
     save,
     start_run,
@@ -41,7 +40,7 @@ def plan(clips: Clips, recipe: Recipe) -> Plan:
 
 @pytest.fixture(scope="module")
 def logmel(recipe: Recipe) -> LogMel:
-    return LogMel(frontend_of(recipe))
+    return LogMel(frontend_of(recipe.encoder.n_mels))
 
 
 @pytest.fixture
@@ -80,15 +79,6 @@ def test_the_weights_come_from_the_seed(recipe: Recipe) -> None:
 def test_an_unknown_encoder_is_a_mistake_in_the_recipe(recipe: Recipe) -> None:
     with pytest.raises(RecipeError, match=r"\[encoder\] There is no encoder 'byola-2024'"):
         new_run(replace(recipe, encoder=replace(recipe.encoder, name="byola-2024")), ALONE.device)
-
-
-def test_the_commit_is_empty_where_there_is_none(tmp_path: Path) -> None:
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=Test", "-c", "user.email=test@example.org"]
-    assert commit_of(tmp_path) == ""
-    subprocess.run([*git, "init", "--quiet"], check=True, capture_output=True)
-    assert commit_of(tmp_path) == ""
-    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "First"], check=True)
-    assert len(commit_of(tmp_path)) == 40
 
 
 # Going on
@@ -137,6 +127,20 @@ def test_a_run_is_not_continued_on_other_clips(
             start_run(replace(plan, clips=others), logmel, Options(finished, resume=True))
 
 
+def test_another_precision_or_number_of_processes_is_said(
+    plan: Plan, logmel: LogMel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_before = Options(tmp_path, resume=True, precision="bfloat16")
+    save(start_run(plan, logmel, replace(as_before, resume=False)), plan, as_before, final=True)
+    start_run(plan, logmel, as_before)
+    assert capsys.readouterr().err == ""
+    two = replace(plan, world=World(rank=0, size=2, device=torch.device("cpu")))
+    start_run(two, logmel, replace(as_before, precision="float32"))
+    said = capsys.readouterr().err
+    assert "trained with precision = bfloat16 and goes on with float32" in said
+    assert "trained with processes = 1 and goes on with 2" in said
+
+
 # Accidents
 
 
@@ -164,11 +168,33 @@ def test_a_collapse_is_counted_on_across_an_interruption(plan: Plan, logmel: Log
         check(saved(run, plan, logmel, tmp_path), COLLAPSED)
 
 
-def test_weights_that_are_no_numbers_are_not_saved(seventh: Run, plan: Plan, tmp_path: Path) -> None:
-    next(seventh.model.online.parameters()).data[0] = math.nan
-    with pytest.raises(TrainingError, match="The weights are no longer finite at step 7"):
+@pytest.mark.parametrize(
+    "name", ["online.encoder.fc.0.bias", "online.encoder.features.1.running_var", "target.encoder.fc.0.bias"]
+)
+def test_weights_that_are_no_numbers_are_not_saved(
+    seventh: Run, plan: Plan, tmp_path: Path, name: str
+) -> None:
+    seventh.model.state_dict()[name][0] = math.nan
+    with pytest.raises(TrainingError, match="The weights are no longer finite at step 7") as error:
         save(seventh, plan, Options(tmp_path), final=False)
+    assert "continue with --resume --precision float32" in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_average_or_an_optimiser_that_is_no_number_is_not_saved(
+    seventh: Run, plan: Plan, tmp_path: Path
+) -> None:
+    bias = seventh.model.online.encoder.fc[0].bias
+    bias.grad = torch.full_like(bias, math.inf)
+    seventh.optimiser.step()
+    bias.data.zero_()  # its moments alone are infinite now
+    with pytest.raises(TrainingError, match="no longer finite"):
+        save(seventh, plan, Options(tmp_path), final=False)
+    seventh.optimiser.state.clear()
+    save(seventh, plan, Options(tmp_path), final=False)
+    seventh.average.state_dict()["fc.0.bias"][0] = math.nan
+    with pytest.raises(TrainingError, match="no longer finite"):
+        save(seventh, plan, Options(tmp_path), final=False)
 
 
 def test_a_checkpoint_that_cannot_be_written_is_said_and_at_the_end_an_error(

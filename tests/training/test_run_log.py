@@ -66,8 +66,8 @@ def test_a_line_that_cannot_be_written_is_said_and_no_more(
 
 def test_the_speed_is_that_of_the_whole_step() -> None:
     clock = Clock(CPU, active=True)
-    clock.laps = {"data": 0.5, "network": 1.5}
-    assert clock.speed(64) == {"segments_per_s": 32, "data_share": 0.25}
+    clock.laps = {"wait": 0.25, "data": 0.5, "network": 1.25}
+    assert clock.speed(64) == {"segments_per_s": 32, "data_share": 0.375}
 
 
 def test_laps_follow_each_other() -> None:
