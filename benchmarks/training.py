@@ -2,7 +2,7 @@
 
 `python -m training pretrain` trains byola-2022 in batches of 128 on made-up clips for a few steps, without
 and with --compile, on the CPU and on a GPU if there is one. The run's own log tells each step's time and the
-share of log-mel and augmentation; its clock tells the rate, waiting for data and writing the log included.
+share of waiting for data, log-mel and augmentation; its clock tells the rate, writing the log included.
 The first steps, which compile and warm up, do not count.
 
 Out: results/training.json.
@@ -107,7 +107,7 @@ def speed_of(lines: list[dict[str, float]]) -> dict[str, Any]:
 def table(result: Result) -> str:
     """For README.md."""
     return markdown(
-        ["device", "--compile", "segments/s in a step", "by the clock", "log-mel and augmentation"],
+        ["device", "--compile", "segments/s in a step", "by the clock", "data, log-mel and augmentation"],
         [
             [
                 row["device"],

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import threading
 import time
@@ -31,9 +32,9 @@ from service.metrics import CONTENT_TYPE, Metrics
 from service.model import Head, Model
 from service.parameters import ClassifyParameters, EmbedParameters, openapi, read
 from service.registry import Registry
-from service.settings import Settings
+from service.settings import Settings, unknown_variables
 from service.threads import ThreadPlan, plan
-from service.upload import ClientLeft, read_clip, read_clips
+from service.upload import ClientLeft, Upload, read_clip, read_clips
 
 log = logging.getLogger(__name__)
 routes = APIRouter()
@@ -104,6 +105,8 @@ def create_app(settings: Settings) -> FastAPI:
 
 def app_from_environment() -> FastAPI:
     """For uvicorn's worker processes, each of which reads the settings itself."""
+    for name in unknown_variables(os.environ):
+        log.warning("%s is no setting and is passed over; docs/settings.md lists those there are", name)
     return create_app(Settings())
 
 
@@ -119,17 +122,18 @@ async def embed(request: Request) -> Response:
     (embedding_size,), with frames=true the frames (n, embedding_size), with window_s the windows (n,
     embedding_size)."""
     parameters = read(EmbedParameters, request.query_params)
-    as_npy = wants_npy(request.headers.get("accept", ""))
+    as_npy = wants_npy(",".join(request.headers.getlist("accept")))
     if as_npy and parameters.frames and parameters.window_s:
         raise BadRequest("an array holds frames or windows, not both; leave one out, or ask for JSON")
     sound, timings = await _sound_of_request(request, parameters, frames=parameters.frames)
-    started = time.perf_counter()
-    if as_npy:
-        answer = npy_answer(asked_array(sound, parameters), dtype=parameters.dtype)
-    else:
-        model = request.scope[MODEL_OF_REQUEST]
-        answer = json_answer(embed_content(model, sound, parameters))
-    return _with_timings(answer, timings, started)
+
+    def build() -> Response:
+        if as_npy:
+            return npy_answer(asked_array(sound, parameters), dtype=parameters.dtype)
+        return json_answer(embed_content(request.scope[MODEL_OF_REQUEST], sound, parameters))
+
+    is_large = parameters.frames or parameters.window_s is not None
+    return await _answer(request, build, timings, is_large=is_large)
 
 
 @routes.post(
@@ -145,8 +149,11 @@ async def classify(request: Request) -> Response:
     model = await _server(request).model(request, parameters.model)
     head = _head(_server(request), model, parameters.head)
     sound, timings = await _sound_of_request(request, parameters)
-    started = time.perf_counter()
-    return _with_timings(json_answer(classify_content(model, head, sound, parameters)), timings, started)
+
+    def build() -> Response:
+        return json_answer(classify_content(model, head, sound, parameters))
+
+    return await _answer(request, build, timings, is_large=parameters.window_s is not None)
 
 
 @routes.post(
@@ -267,15 +274,28 @@ async def _batch_answer(
             closing.callback(upload.close)
         async with _attended(request, server.settings.deadline_s):
             sounds = await server.embedder.embed_all(model, uploads, ask, timings)
-    started = time.perf_counter()
-    results: list[dict[str, Any]] = []
-    for upload, sound in zip(uploads, sounds, strict=True):
+
+    def result(upload: Upload, sound: Sound | ViolaError) -> dict[str, Any]:
         if isinstance(sound, ViolaError):
             server.metrics.errors.labels(sound.code).inc()
-            results.append({"file": upload.name, "error": sound.code, "detail": str(sound)})
-        else:
-            results.append({"file": upload.name} | answer_one(sound=sound))
-    return _with_timings(json_answer({"results": results}), timings, started)
+            return {"file": upload.name, "error": sound.code, "detail": str(sound)}
+        return {"file": upload.name} | answer_one(sound=sound)
+
+    def build() -> Response:
+        return json_answer({"results": list(map(result, uploads, sounds))})
+
+    return await _answer(request, build, timings, is_large=True)
+
+
+async def _answer(
+    request: Request, build: Callable[[], Response], timings: Timings, *, is_large: bool
+) -> Response:
+    """Build the answer, with the header Server-Timing: here, or where it may take long in a thread."""
+    started = time.perf_counter()
+    answer = await _server(request).embedder.in_thread(build) if is_large else build()
+    timings.encode = time.perf_counter() - started
+    answer.headers["Server-Timing"] = timings.server_timing()
+    return answer
 
 
 async def _timed_read(reading: Awaitable[T], timings: Timings) -> T:
@@ -298,7 +318,8 @@ async def _attended(request: Request, deadline_s: float) -> AsyncIterator[None]:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         has_left = True
-        timeout.reschedule(0)  # a moment long past
+        with contextlib.suppress(RuntimeError):  # the deadline was first
+            timeout.reschedule(0)  # a moment long past
 
     try:
         async with timeout:
@@ -329,12 +350,6 @@ def _head(server: Server, model: Model, name: str | None) -> Head:
         there = ", ".join(f"`{other}`" for other in heads)
         raise UnknownHead(f"the model `{model.card.name}` has no head `{name}`; it has {there}")
     return heads[name]
-
-
-def _with_timings(answer: Response, timings: Timings, encoding_since: float) -> Response:
-    timings.encode = time.perf_counter() - encoding_since
-    answer.headers["Server-Timing"] = timings.server_timing()
-    return answer
 
 
 def _load_model(folder: Path, *, settings: Settings, threads: int, metrics: Metrics) -> Model:

@@ -41,6 +41,7 @@ class Batcher(Generic[Item, Result]):
     max_batch_cost, max_batch_items: budget of a batch; an item that is larger goes alone.
     max_queue_cost: budget of all that is admitted; beyond it `admit` raises Overloaded.
     max_wait_s: how long a free worker waits for a batch to fill.
+    on_wait: told the seconds that each share (what one call of `run` brings) waited for its first batch.
     on_drop: told how many items were thrown away because their caller had gone.
     """
 
@@ -54,6 +55,7 @@ class Batcher(Generic[Item, Result]):
         max_batch_items: int,
         max_queue_cost: int,
         max_wait_s: float = 0.0,
+        on_wait: Callable[[float], None] = lambda seconds: None,
         on_drop: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._run_batch = run_batch
@@ -64,6 +66,7 @@ class Batcher(Generic[Item, Result]):
         self._max_queue_cost = max_queue_cost
         self._max_wait_s = max_wait_s
         self._on_drop = on_drop
+        self.on_wait = on_wait
 
         self.admitted_cost = 0
         self._admitted = 0
@@ -133,10 +136,9 @@ class Batcher(Generic[Item, Result]):
         """Put a share's items behind those of the same place, and the place into the line."""
         if not place.waiting:
             self._line.append(place)
-        place.waiting.extend(
-            _Waiting(item, self._cost_of(item), self._group_of(item), share, index)
-            for index, item in enumerate(share.items)
-        )
+        for index, item in enumerate(share.items):
+            group = place.waiting.setdefault(self._group_of(item), deque())
+            group.append(_Waiting(item, self._cost_of(item), share, index))
         self._work_waits.set()
         if self._max_wait_s and self._fills_a_batch():
             self._batch_is_full.set()
@@ -160,34 +162,35 @@ class Batcher(Generic[Item, Result]):
                 await asyncio.wait_for(self._batch_is_full.wait(), self._max_wait_s)
 
     def _fills_a_batch(self) -> bool:
-        waiting = [each for place in self._line for each in place.waiting]
+        waiting = [each for place in self._line for group in place.waiting.values() for each in group]
         return (
             sum(each.cost for each in waiting) >= self._max_batch_cost
             or len(waiting) >= self._max_batch_items
         )
 
     def _take(self) -> "list[_Waiting[Item, Result]]":
-        """The next batch: the group of whoever waits longest, one item of each place in turn.
+        """The next batch: a group of whoever waits longest, one item of each place in turn.
 
-        Places whose next item is of another group keep their position, those that were served go to the back.
-        Further rounds are taken only while nobody of another group waits, so that many windows of a long clip
+        Places that have none of this group keep their position, those that were served go to the back.
+        Further rounds are taken only while every place has some of it, so that many windows of a long clip
         never hold up a short one for longer than one of them takes.
         """
         self._forget_those_who_left()
         batch: list[_Waiting[Item, Result]] = []
         cost, others_wait = 0, False
         turn, served, passed_over = self._line, deque[Place[Item, Result]](), deque[Place[Item, Result]]()
+        group = next(iter(turn[0].waiting)) if turn else None
         while turn:
             place = turn.popleft()
-            head = place.waiting[0]
-            if batch and head.group != batch[0].group:
+            head = place.first_of(group)
+            if head is None:
                 others_wait = True
                 passed_over.append(place)
             elif batch and (cost + head.cost > self._max_batch_cost or len(batch) == self._max_batch_items):
                 turn.appendleft(place)
                 break
             else:
-                batch.append(place.waiting.popleft())
+                batch.append(place.take(group))
                 cost += head.cost
                 if place.waiting:
                     served.append(place)
@@ -202,9 +205,7 @@ class Batcher(Generic[Item, Result]):
         """Drop the items that nobody waits for: the caller was cancelled, or an earlier item of it failed."""
         dropped = 0
         for place in self._line:
-            if any(each.share.answer.done() for each in place.waiting):
-                dropped += sum(each.share.answer.cancelled() for each in place.waiting)
-                place.waiting = deque(each for each in place.waiting if not each.share.answer.done())
+            dropped += place.forget_the_answered()
         self._line = deque(place for place in self._line if place.waiting)
         if dropped:
             self._on_drop(dropped)
@@ -242,7 +243,7 @@ class Place(Generic[Item, Result]):
     """What one admitted request holds. `waited_s` and `ran_s` grow with every share that is done."""
 
     def __init__(self, batcher: Batcher[Item, Result]) -> None:
-        self.waiting: deque[_Waiting[Item, Result]] = deque()
+        self.waiting: dict[Hashable, deque[_Waiting[Item, Result]]] = {}  # by group, none of them empty
         self.waited_s = 0.0  # from handing a share in until its first item is taken
         self.ran_s = 0.0  # from there until its last result, other requests' turns between them included
         self._batcher = batcher
@@ -254,9 +255,33 @@ class Place(Generic[Item, Result]):
         share = _Share[Item, Result](items)
         self._batcher.enter(self, share)
         results = await share.answer
-        self.waited_s += share.started - share.entered
+        waited_s = share.started - share.entered
+        self._batcher.on_wait(waited_s)
+        self.waited_s += waited_s
         self.ran_s += share.ended - share.started
         return results
+
+    def first_of(self, group: Hashable) -> "_Waiting[Item, Result] | None":
+        return self.waiting[group][0] if group in self.waiting else None
+
+    def take(self, group: Hashable) -> "_Waiting[Item, Result]":
+        """Remove the first item of a group; the place's other groups come before the rest of this one."""
+        items = self.waiting.pop(group)
+        item = items.popleft()
+        if items:
+            self.waiting[group] = items
+        return item
+
+    def forget_the_answered(self) -> int:
+        """Remove the items whose share has its answer; returns how many of them nobody wanted any more."""
+        all_items = [each for items in self.waiting.values() for each in items]
+        if any(each.share.answer.done() for each in all_items):
+            kept = {
+                group: deque(each for each in items if not each.share.answer.done())
+                for group, items in self.waiting.items()
+            }
+            self.waiting = {group: items for group, items in kept.items() if items}
+        return sum(each.share.answer.cancelled() for each in all_items)
 
 
 class _Share(Generic[Item, Result]):
@@ -277,6 +302,7 @@ class _Share(Generic[Item, Result]):
         self.started, self.ended = min(self.started, started), ended
         if isinstance(outcome, Exception):
             self.answer.set_exception(outcome)
+            self.answer.exception()  # it counts as seen, even where the caller has just left
             return
         self._results[index] = outcome
         if len(self._results) == len(self.items):
@@ -286,13 +312,10 @@ class _Share(Generic[Item, Result]):
 class _Waiting(Generic[Item, Result]):
     """One item in the line."""
 
-    __slots__ = ("cost", "group", "index", "item", "share")
+    __slots__ = ("cost", "index", "item", "share")
 
-    def __init__(
-        self, item: Item, cost: int, group: Hashable, share: _Share[Item, Result], index: int
-    ) -> None:
+    def __init__(self, item: Item, cost: int, share: _Share[Item, Result], index: int) -> None:
         self.item = item
         self.cost = cost
-        self.group = group
         self.share = share
         self.index = index

@@ -10,13 +10,15 @@ turns with everybody else's. All models share one batcher and one worker, becaus
 """
 
 import asyncio
+import contextlib
 import logging
+import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +48,8 @@ MAX_NUMBERS = 20_000_000
 
 @dataclass
 class Timings:
-    """Seconds per stage. In a batch those of its clips add up, so that they can exceed the clock's."""
+    """Seconds per stage. In a batch those of its clips add up, so that they can exceed the clock's; read and
+    encode are those of the request."""
 
     read: float = 0.0
     decode: float = 0.0
@@ -113,6 +116,7 @@ class Embedder:
             max_batch_items=settings.max_batch_items,
             max_queue_cost=settings.max_queue_frames,
             max_wait_s=settings.max_wait_ms / 1000,
+            on_wait=metrics.queue_wait.observe,
             on_drop=metrics.dropped.inc,
         )
         metrics.watch_queue(lambda: self.batcher.admitted_cost)
@@ -126,31 +130,47 @@ class Embedder:
 
     async def embed(self, model: Model, upload: Upload, ask: Ask, timings: Timings) -> Sound:
         """One clip. Raises Overloaded, or the errors of audio.decode."""
-        clip = _Clip(model, upload, ask, self._max_audio_s)
+        clip = _Clip(model, upload, ask, self._max_audio_s, _Budget(ask))
         share = await self._open(clip)
         with self.batcher.admit(clip.cost(share)) as place:
             await self._finish(clip, share, place)
         self._note(place, [clip], timings)
-        return clip.result()
+        return await self._result(clip)
 
     async def embed_all(
         self, model: Model, uploads: Sequence[Upload], ask: Ask, timings: Timings
     ) -> list[Sound | ViolaError]:
-        """Several clips, admitted as one request; for each its embedding or its error. Raises Overloaded."""
-        clips = [_Clip(model, upload, ask, self._max_audio_s) for upload in uploads]
-        shares = await asyncio.gather(*(_caught(self._open(clip)) for clip in clips))
+        """Several clips, admitted as one request; for each its embedding or its error. Raises Overloaded, and
+        BadRequest where their answers together would hold too much."""
+        budget = _Budget(ask)
+        clips = [_Clip(model, upload, ask, self._max_audio_s, budget) for upload in uploads]
+        shares = await _all(self._open(clip) for clip in clips)
+        budget.check()
         for share in shares:
             if isinstance(share, Overloaded):
                 raise share
         good = [(clip, share) for clip, share in zip(clips, shares, strict=True) if isinstance(share, list)]
         with self.batcher.admit(sum(clip.cost(share) for clip, share in good)) as place:
-            ends = await asyncio.gather(*(_caught(self._finish(clip, share, place)) for clip, share in good))
+            ends = await _all(self._finish(clip, share, place) for clip, share in good)
+        budget.check()
         self._note(place, [clip for clip, _ in good], timings)
         errors = {clip: end for (clip, _), end in zip(good, ends, strict=True) if isinstance(end, ViolaError)}
         errors |= {
             clip: share for clip, share in zip(clips, shares, strict=True) if isinstance(share, ViolaError)
         }
-        return [errors[clip] if clip in errors else clip.result() for clip in clips]
+        return [errors[clip] if clip in errors else await self._result(clip) for clip in clips]
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """The function's result, from a decode thread. A caller that is cancelled stays until a function that
+        has begun has ended: it reads the caller's file."""
+        work = self._threads.submit(function)
+        try:
+            return await asyncio.shield(result := asyncio.wrap_future(work))
+        except asyncio.CancelledError:
+            if not work.cancel():
+                with contextlib.suppress(Exception):
+                    await result
+            raise
 
     async def _open(self, clip: "_Clip") -> list[Job]:
         """The first share, which for most clips is all. Raises Overloaded when too many clips wait."""
@@ -162,27 +182,28 @@ class Embedder:
             )
         self._opening += 1
         try:
-            return await self._in_thread(clip.next_share)
+            return await self.in_thread(clip.next_share)
         finally:
             self._opening -= 1
 
     async def _finish(self, clip: "_Clip", share: list[Job], place: Place[Job, Output]) -> None:
         """Run share after share, decoding the next one meanwhile."""
         while share:
-            following = None if clip.is_read else asyncio.ensure_future(self._in_thread(clip.next_share))
+            following = None if clip.is_read else asyncio.ensure_future(self.in_thread(clip.next_share))
             try:
                 outputs = await place.run(share)
                 if clip.needs_frames:  # pooling thousands of frames takes milliseconds
-                    await self._in_thread(lambda: clip.add(share, outputs))  # noqa: B023 - awaited here
+                    await self.in_thread(lambda: clip.add(share, outputs))  # noqa: B023 - awaited here
                 else:
                     clip.add(share, outputs)
                 share = await following if following else []
             finally:
                 if following:
                     following.cancel()
+                    await asyncio.gather(following, return_exceptions=True)
 
-    async def _in_thread(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+    async def _result(self, clip: "_Clip") -> Sound:
+        return await self.in_thread(clip.result) if clip.needs_frames else clip.result()
 
     def _run_batch(self, jobs: list[Job]) -> list[Output]:
         """In the worker thread: one group of jobs through its model."""
@@ -197,7 +218,6 @@ class Embedder:
 
     def _note(self, place: Place[Job, Output], clips: "list[_Clip]", timings: Timings) -> None:
         """Stage times into the request's timings and the metrics."""
-        self._metrics.queue_wait.observe(place.waited_s)
         timings.queue += place.waited_s
         timings.inference += place.ran_s
         for clip in clips:
@@ -208,18 +228,46 @@ class Embedder:
             timings.logmel += clip.logmel_s
 
 
+class _Budget:
+    """The numbers that an answer may hold; all clips of a request take from it, in several threads."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._left = float(MAX_NUMBERS)
+        self._lock = threading.Lock()
+
+    def take(self, numbers: float) -> None:
+        """Raises BadRequest, as `check` does from then on."""
+        with self._lock:
+            self._left -= numbers
+        self.check()
+
+    def check(self) -> None:
+        """Raises BadRequest where too much was taken."""
+        if self._left >= 0:
+            return
+        ways = ["send less sound"]
+        if self._ask.frames:
+            ways.append("leave out frames")
+        if self._ask.window_s:
+            ways.append("take a longer hop_s")
+        raise BadRequest(f"the answer would hold more than {MAX_NUMBERS} numbers; {' or '.join(ways)}")
+
+
 class _Clip:
     """One upload on its way: decoded in shares by `next_share`, its outputs gathered by `add`.
 
     The two may run at the same time in two threads; neither runs twice at once.
     """
 
-    def __init__(self, model: Model, upload: Upload, ask: Ask, max_audio_s: float) -> None:
+    def __init__(self, model: Model, upload: Upload, ask: Ask, max_audio_s: float, budget: _Budget) -> None:
         self.decode_s = 0.0
         self.logmel_s = 0.0
         self.is_read = False
         self._model = model
         self._ask = ask
+        self._budget = budget
+        self._n_numbers = 0.0
         self._pool = Pool(model.card, frames=ask.frames, window_s=ask.window_s, hop_s=ask.hop_s)
         self._stream = AudioStream(upload.source, sample_rate=model.card.sample_rate, max_audio_s=max_audio_s)
         self._pieces = cut(model.logmel_blocks(self._timed(self._stream)), model.card.windows)
@@ -237,7 +285,7 @@ class _Clip:
         started, decoded_before = time.perf_counter(), self.decode_s
         share = [Job(self._model, piece, self.needs_frames) for piece in islice(self._pieces, SHARE)]
         self.is_read = len(share) < SHARE
-        self._check_size()
+        self._take_from_budget()
         self.logmel_s += time.perf_counter() - started - (self.decode_s - decoded_before)
         return share
 
@@ -252,17 +300,14 @@ class _Clip:
     def result(self) -> Sound:
         return Sound(self._pool.result(duration_s=self.duration_s), self.duration_s)
 
-    def _check_size(self) -> None:
-        """Raises BadRequest as soon as the answer would hold too much."""
+    def _take_from_budget(self) -> None:
+        """What was read since the last time. Raises BadRequest as soon as the answer would hold too much."""
         card, ask = self._model.card, self._ask
         n_vectors = self.duration_s * 1000 / card.frame_period_ms if ask.frames else 0.0
         if ask.window_s:
             n_vectors += self.duration_s / (ask.hop_s or ask.window_s)
-        if n_vectors * card.embedding_size > MAX_NUMBERS:
-            raise BadRequest(
-                f"the answer would hold more than {MAX_NUMBERS} numbers; send a shorter clip, "
-                "leave out frames, or take a longer hop_s"
-            )
+        taken, self._n_numbers = self._n_numbers, n_vectors * card.embedding_size
+        self._budget.take(self._n_numbers - taken)
 
     def _timed(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
         """The blocks, while the time that each takes is added to decode_s."""
@@ -272,6 +317,13 @@ class _Clip:
             yield block
             started = time.perf_counter()
         self.decode_s += time.perf_counter() - started
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T | ViolaError]:
+    """Their results and errors. When this is cancelled they all are, and it ends after the last of them."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_caught(work)) for work in works]
+    return [task.result() for task in tasks]
 
 
 async def _caught(work: Awaitable[T]) -> T | ViolaError:

@@ -85,7 +85,8 @@ class Metrics:
         )
         self.queue_wait = self._seconds(
             "viola_queue_wait",
-            "Waiting for the model. High while inference is steady: more requests than can be served.",
+            "Waiting for the model, of one clip or a few windows of a long one. High while inference is "
+            "steady: more requests than can be served.",
         )
         self.inference_duration = self._seconds(
             "viola_inference_duration", "One batch through the network.", ["model"]

@@ -275,9 +275,13 @@ def check_files(folder: Path, card: Card) -> None:
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ModelFolderError(f"{folder.name}: card.json lists {name}, which is outside the folder")
-        if not path.is_file():
+        try:
+            found = sha256_of(path) if path.is_file() else None
+        except OSError as error:
+            raise ModelFolderError(f"{folder.name}: {name} cannot be read: {error.strerror}") from error
+        if found is None:
             raise ModelFolderError(f"{folder.name}: {name} is missing")
-        if (found := sha256_of(path)) != expected:
+        if found != expected:
             raise ModelFolderError(
                 f"{folder.name}: {name} is not the file of the card: its SHA-256 is {found[:12]}…, not "
                 f"{expected[:12]}…; restore the file or export the model again"

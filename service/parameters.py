@@ -4,10 +4,12 @@ The routes call `read` themselves: the framework's way of filling a model from a
 the decoding of a short clip.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.datastructures import QueryParams
 
 from service.errors import BadRequest
 
@@ -61,8 +63,11 @@ class ClassifyParameters(_Parameters):
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
-def read(kind: type[Kind], query: Mapping[str, str]) -> Kind:
+def read(kind: type[Kind], query: QueryParams) -> Kind:
     """The query as `kind`. Raises BadRequest with a sentence on every parameter that does not fit."""
+    for name, count in Counter(name for name, _ in query.multi_items()).items():
+        if count > 1:
+            raise BadRequest(f"the parameter `{name}` is given {count} times; give it once")
     try:
         return kind.model_validate(dict(query))
     except ValidationError as error:

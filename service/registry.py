@@ -44,7 +44,9 @@ class Registry:
             return self.loaded[name]
         self.check_known(name)
         if name not in self._loading:
-            self._loading[name] = asyncio.create_task(self._load_in_thread(name))
+            loading = self._loading[name] = asyncio.create_task(self._load_in_thread(name))
+            # Its error counts as seen even where everybody who waited for it has left.
+            loading.add_done_callback(lambda task: task.cancelled() or task.exception())
         # Shielded: others may wait for the same model when this caller leaves.
         return await asyncio.shield(self._loading[name])
 

@@ -10,8 +10,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, JsonValue
 
 from service import errors
+from service.audio import KNOWN_FORMATS
 from service.errors import ViolaError
 from service.model import Card
+from service.upload import ACCEPTED, ACCEPTED_FORM
 
 VECTOR = "`embedding_size` numbers, or with encoding=base64 one string of their little-endian bytes."
 VECTORS = "One list of numbers per row, or with encoding=base64 one string of all rows' bytes, row by row."
@@ -152,23 +154,27 @@ NOT_READY: dict[int | str, dict[str, Any]] = {
         },
     }
 }
-FAILED_EXAMPLE = {"file": "b.wav", "error": "audio_unreadable", "detail": "the file is not audio …"}
-
-# One sentence each, as the server might say it.
+# One sentence each, as the server says it; a test asks for most of them.
 ERROR_EXAMPLES: dict[type[ViolaError], str] = {
     errors.BadRequest: "top_k: input should be greater than or equal to 1 (it is '0')",
-    errors.AudioMissing: "the body is empty; send the sound itself as the body …",
-    errors.AudioUnreadable: "the file is not audio in a known format; send WAV, FLAC …",
+    errors.AudioMissing: f"the body is empty; send {ACCEPTED}, or {ACCEPTED_FORM}",
+    errors.AudioUnreadable: f"the file is not audio in a known format; send {KNOWN_FORMATS}",
     errors.AudioTooShort: "the file holds no samples; send at least one",
-    errors.AudioTooLong: "the clip lasts 9000.0 s by its header; at most 7200 s are accepted …",
-    errors.BodyTooLarge: "the body is longer than the 200000000 bytes that are accepted …",
-    errors.UnsupportedMediaType: "the Content-Type is text/plain; send the sound itself as the body …",
+    errors.AudioTooLong: "the clip lasts 9000.0 s by its header, at most 7200 s are accepted; send a part",
+    errors.BodyTooLarge: "the body is longer than the 200000000 bytes that are accepted; send a shorter "
+    "clip, or compress it",
+    errors.UnsupportedMediaType: f"the Content-Type is text/plain; send {ACCEPTED}, or {ACCEPTED_FORM}",
     errors.UnknownModel: "there is no model `bayola`; there is `byola`",
     errors.UnknownHead: "the model `byola` has no head `esc500`; it has `esc50`",
     errors.Unauthorized: "show a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
     errors.Overloaded: "the queue is full, try again later",
-    errors.DeadlineExceeded: "the clip was not done within 60 s; send a shorter one, or try again later",
+    errors.DeadlineExceeded: "the request was not done within 60 s; send less sound, or try again later",
     errors.InternalError: "the server failed; its log tells why",
+}
+FAILED_EXAMPLE = {
+    "file": "b.wav",
+    "error": errors.AudioUnreadable.code,
+    "detail": ERROR_EXAMPLES[errors.AudioUnreadable],
 }
 OF_MODELS = (errors.UnknownModel, errors.Unauthorized, errors.InternalError)
 OF_EMBED = tuple(error for error in ERROR_EXAMPLES if error is not errors.UnknownHead)

@@ -2,12 +2,22 @@
 
 import base64
 import io
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import orjson
 import pytest
 
-from service.answers import Dtype, classify_content, embed_content, json_answer, npy_answer, numbers
+from service.answers import (
+    Dtype,
+    classify_content,
+    embed_content,
+    json_answer,
+    npy_answer,
+    numbers,
+    wants_npy,
+)
 from service.embedder import Sound
 from service.model import Head, Model
 from service.parameters import ClassifyParameters, EmbedParameters
@@ -34,6 +44,36 @@ def test_npy_brings_back_every_bit(dtype: Dtype) -> None:
     loaded = np.load(io.BytesIO(answer.body), allow_pickle=False)
     assert loaded.dtype == dtype
     assert np.array_equal(loaded, ROWS.astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_wanted"),
+    [
+        ("application/x-npy", True),
+        ("Application/X-NPY; q=0.5, application/json", True),
+        ("text/html, application/x-npy", True),
+        ("application/x-npy;q=0, */*", False),
+        ("application/x-npy; q=0.000", False),
+        ("application/x-npyz", False),
+        ("*/*", False),
+        ("", False),
+    ],
+)
+def test_an_array_is_answered_only_to_those_who_name_it(accept: str, is_wanted: bool) -> None:
+    assert wants_npy(accept) is is_wanted
+
+
+def test_other_threads_have_their_turn_while_many_rows_are_written() -> None:
+    rows = np.random.default_rng(0).normal(size=(1500, 3072)).astype(np.float32)
+    longest = 0.0
+    with ThreadPoolExecutor(1) as pool:
+        started = before = time.perf_counter()
+        writing = pool.submit(json_answer, {"rows": rows})
+        while not writing.done():
+            time.sleep(0.001)
+            now = time.perf_counter()
+            longest, before = max(longest, now - before), now
+    assert longest < (before - started) / 2
 
 
 def test_float16_halves_the_bytes() -> None:

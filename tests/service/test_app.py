@@ -20,7 +20,9 @@ import soundfile
 import uvicorn
 
 from service import app as app_module
-from service import audio, windows
+from service import audio, errors, schema, windows
+from service import embedder as embedder_module
+from service import upload as upload_module
 from service.app import create_app
 from service.model import Model
 from service.settings import Settings
@@ -167,13 +169,23 @@ def test_nan_samples_are_refused(client: httpx.Client) -> None:
 # ── The two promises ──
 
 
-def test_an_embedding_does_not_depend_on_who_else_is_there(client: httpx.Client) -> None:
-    clips = [wav(noise(0.2 + 0.13 * i, seed=i)) for i in range(24)]
-    alone = [embed(client, clip)["embedding"] for clip in clips]
-    with ThreadPoolExecutor(24) as pool:
-        together = list(pool.map(lambda clip: embed(client, clip)["embedding"], clips * 3))
+def test_an_embedding_does_not_depend_on_who_else_is_there(models_dir: Path) -> None:
+    clips = [wav(noise(0.2 + 0.13 * i, seed=i)) for i in range(12)]
+    with serving(models_dir) as (client, state), ThreadPoolExecutor(36) as pool:
+        alone = [embed(client, clip)["embedding"] for clip in clips]
+        with held_worker(state):
+            waiting = [pool.submit(embed, client, clip) for clip in clips * 3]
+            until(lambda: state.embedder.batcher._admitted == len(waiting))
+        together = [each.result()["embedding"] for each in waiting]
+        page = client.get("/metrics").text
     np.testing.assert_allclose(together, alone * 3, rtol=1e-5, atol=1e-5)
-    assert 'viola_batch_size_bucket{le="1.0"}' in client.get("/metrics").text
+    assert value(page, "viola_batch_size_sum") == 12 * 4
+    assert value(page, "viola_batch_size_count") < 12 * 3
+
+
+def value(page: str, metric: str) -> float:
+    (line,) = (line for line in page.splitlines() if line.startswith(f"{metric} "))
+    return float(line.split()[1])
 
 
 def test_long_audio_agrees_with_one_pass(client: httpx.Client, toy_model: Model) -> None:
@@ -260,6 +272,25 @@ def test_a_clip_is_classified_by_the_head_that_was_asked_for(client: httpx.Clien
     assert all(len(span["tags"]) == 1 for span in moods["timeline"])
 
 
+def test_a_large_answer_is_not_built_on_the_event_loop(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def note(content: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return json_answer(content)
+
+    json_answer = app_module.json_answer
+    monkeypatch.setattr(app_module, "json_answer", note)
+    content = wav(noise(0.5))
+    for path in ("/embed", "/embed?frames=1", "/embed?window_s=1", "/classify", "/classify?window_s=1"):
+        assert client.post(path, content=content, headers=RAW).status_code == 200
+    assert client.post("/embed/batch", files={"file": content}).status_code == 200
+    is_decoder = [name.startswith("viola-decode") for name in threads]
+    assert is_decoder == [False, True, True, False, True, True]
+
+
 def test_a_batch_keeps_its_order_and_a_bad_file_fails_alone(client: httpx.Client) -> None:
     good, bad = wav(noise(0.5)), (FIXTURES / "invalid" / "text.wav").read_bytes()
     long = wav(noise(20.0))
@@ -343,6 +374,31 @@ def test_what_the_framework_refuses_has_the_same_shape(client: httpx.Client) -> 
     check_error(client.post("/embed", headers=RAW), 422, "audio_missing")
 
 
+def test_head_is_answered_like_get_without_its_body(client: httpx.Client) -> None:
+    for path in ("/models", "/models/toy", "/health/live", "/health/ready", "/metrics", "/docs"):
+        response = client.head(path)
+        assert (response.status_code, response.content) == (200, b"")
+    assert client.head("/embed").status_code == 405
+    assert client.get("/health/live").json() == {"status": "alive"}  # on the same connection
+
+
+def test_a_repeated_parameter_is_refused(client: httpx.Client) -> None:
+    response = client.post("/embed?frames=0&frames=1", content=wav(noise(0.1)), headers=RAW)
+    assert "given 2 times" in check_error(response, 422, "bad_request")
+
+
+def test_the_sentences_in_the_documents_are_those_of_the_server(client: httpx.Client) -> None:
+    for error, response in (
+        (errors.BadRequest, client.post("/classify?top_k=0", headers=RAW)),
+        (errors.AudioMissing, client.post("/embed", headers=RAW)),
+        (errors.AudioUnreadable, client.post("/embed", content=b"text", headers=RAW)),
+        (errors.UnsupportedMediaType, client.post("/embed", headers={"Content-Type": "text/plain"})),
+        (errors.UnknownModel, client.post("/embed?model=bayola", headers=RAW)),
+    ):
+        sentence = check_error(response, error.status, error.code)
+        assert sentence == schema.ERROR_EXAMPLES[error].replace("`byola`", "`toy`")
+
+
 def test_a_body_or_a_clip_over_the_limit_is_refused(models_dir: Path) -> None:
     with serving(models_dir, max_body_bytes=40_000, max_audio_s=0.5) as (client, _):
         fits = wav(noise(0.5))
@@ -361,10 +417,11 @@ def test_an_answer_that_would_be_too_large_is_refused(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.embedder.MAX_NUMBERS", 16 * 30)
-    check_error(client.post("/embed?frames=1", content=wav(noise(2)), headers=RAW), 422, "bad_request")
-    check_error(
-        client.post("/classify?window_s=1&hop_s=0.01", content=wav(noise(2)), headers=RAW), 422, "bad_request"
-    )
+    content = wav(noise(2))
+    response = client.post("/embed?frames=1", content=content, headers=RAW)
+    assert "leave out frames" in check_error(response, 422, "bad_request")
+    response = client.post("/classify?window_s=1&hop_s=0.01", content=content, headers=RAW)
+    assert check_error(response, 422, "bad_request").endswith("send less sound or take a longer hop_s")
     embed(client, wav(noise(1)), frames=1)
 
 
@@ -471,6 +528,29 @@ def test_a_client_that_leaves_is_no_longer_worked_for(models_dir: Path) -> None:
         page = client.get("/metrics").text
         assert "viola_dropped_total 1.0" in page
         assert 'viola_requests_total{code="499",model="toy",route="/embed"} 1.0' in page
+
+
+def test_a_deadline_that_passes_while_a_spooled_upload_is_decoded_closes_it_afterwards(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(upload_module, "SPOOL_BYTES", 1000)
+    closed_while_decoding: list[bool] = []
+
+    def slow_decode(clip: Any) -> Any:
+        time.sleep(0.1)  # the deadline passes
+        closed_while_decoding.append(clip._stream._source.closed)
+        return next_share(clip)
+
+    next_share = embedder_module._Clip.next_share
+    monkeypatch.setattr(embedder_module._Clip, "next_share", slow_decode)
+    content = wav(noise(30))
+    with serving(models_dir, deadline_s=0.05) as (client, _):
+        check_error(client.post("/embed", content=content, headers=RAW), 504, "deadline_exceeded")
+        files = [("file", content), ("file", content)]
+        check_error(client.post("/embed/batch", files=files), 504, "deadline_exceeded")
+    assert len(closed_while_decoding) >= 2
+    assert not any(closed_while_decoding)
+    assert "closed file" not in capfd.readouterr().err
 
 
 def test_an_error_of_ours_is_logged_and_tells_the_client_nothing(
@@ -586,21 +666,3 @@ def test_the_page_on_the_api_names_every_route_parameter_and_error(client: httpx
 def test_the_version_is_that_of_the_project() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["project"]["version"] == app_module.VERSION
-
-
-# ── Fairness ──
-
-
-def test_a_long_clip_keeps_only_two_shares_in_the_queue(models_dir: Path) -> None:
-    with serving(models_dir) as (client, state), ThreadPoolExecutor(1) as pool:
-        costs: list[int] = []
-        run = state.embedder.batcher._run_batch
-
-        def note(jobs: list[Any]) -> Any:
-            costs.append(state.embedder.batcher.admitted_cost)
-            return run(jobs)
-
-        state.embedder.batcher._run_batch = note
-        answer = pool.submit(embed, client, wav(noise(40.0))).result()
-        assert answer["duration_s"] == 40
-        assert max(costs) == 2 * 4 * 200  # two shares of four windows of 200 frames, not 4001

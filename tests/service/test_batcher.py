@@ -147,6 +147,25 @@ def test_the_many_windows_of_a_long_clip_let_short_clips_pass() -> None:
     assert with_batcher(story).batches == [["first"], ["w0"], ["s0", "s1"], ["w1", "w2", "w3", "w4"]]
 
 
+def test_the_items_of_one_request_are_batched_by_their_groups() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        jobs = [Job(f"{'ab'[i % 2]}{i}", group="ab"[i % 2]) for i in range(8)]
+        assert await batcher.submit(jobs) == [job.name.upper() for job in jobs]
+
+    assert with_batcher(story).batches == [["a0", "a2", "a4", "a6"], ["b1", "b3", "b5", "b7"]]
+
+
+def test_while_others_wait_the_groups_of_a_request_take_turns_too() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        await hold_the_worker(batcher, recorder)
+        mixed = [Job("a0", group="a"), Job("a1", group="a"), Job("b0", group="b")]
+        tasks = await line_up(batcher, mixed, [Job("c0", group="c")], [Job("b1", group="b")])
+        recorder.gate.set()
+        await asyncio.gather(*tasks)
+
+    assert with_batcher(story).batches == [["first"], ["a0"], ["c0"], ["b1", "b0"], ["a1"]]
+
+
 def test_a_request_is_admitted_whole_or_not_at_all() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         await hold_the_worker(batcher, recorder)  # costs 1
@@ -284,6 +303,18 @@ def test_a_place_tells_how_long_it_waited_and_ran() -> None:
             assert place.ran_s > 0
 
     with_batcher(story)
+
+
+def test_every_share_tells_how_long_it_waited() -> None:
+    waits: list[float] = []
+
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        with batcher.admit(2) as place:
+            await asyncio.gather(place.run([Job("a")]), place.run([Job("b"), Job("c")]))
+            assert place.waited_s == pytest.approx(sum(waits))
+
+    with_batcher(story, on_wait=waits.append)
+    assert len(waits) == 2
 
 
 def test_a_wait_fills_a_batch_and_ends_when_it_is_full() -> None:

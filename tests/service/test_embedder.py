@@ -1,7 +1,10 @@
 """The way of a clip through decode threads, batcher and pooling, without HTTP."""
 
 import asyncio
+import contextlib
+import gc
 import io
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -146,6 +149,76 @@ def test_an_answer_that_would_be_too_large_is_refused_early(
             await embedder.embed(toy_model, Upload(flac(1.0)), ask, Timings())
 
     with_embedder(story)
+
+
+def test_the_clips_of_a_batch_share_one_limit_of_the_answer(
+    toy_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedder_module, "MAX_NUMBERS", 16 * 25 * 3)  # three seconds of frames
+    short, long = Upload(flac(1.0)), Upload(flac(20.0))
+
+    async def story(embedder: Embedder) -> None:
+        fits = await embedder.embed_all(toy_model, [short] * 3, Ask(frames=True), Timings())
+        assert not any(isinstance(each, ViolaError) for each in fits)
+        for uploads in ([short] * 4, [short, long]):
+            with pytest.raises(BadRequest, match=r"send less sound or leave out frames$"):
+                await embedder.embed_all(toy_model, uploads, Ask(frames=True), Timings())
+        await embedder.embed_all(toy_model, [long] * 2, Ask(), Timings())
+
+    with_embedder(story)
+
+
+def test_a_batch_of_mixed_lengths_is_run_length_by_length(toy_model: Model) -> None:
+    uploads = [Upload(flac(0.5 + i % 2)) for i in range(32)]
+
+    async def story(embedder: Embedder) -> None:
+        await embedder.embed_all(toy_model, uploads, Ask(), Timings())
+
+    page = with_embedder(story).page().decode()
+    assert "viola_batch_size_sum 32.0" in page
+    assert "viola_batch_size_count 2.0" in page
+    assert "viola_queue_wait_seconds_count 32.0" in page
+
+
+@pytest.mark.parametrize("seconds", [1.0, 20.0])
+@pytest.mark.parametrize("as_batch", [False, True])
+def test_a_caller_who_leaves_stays_until_nobody_reads_its_file(
+    seconds: float,
+    as_batch: bool,
+    toy_model: Model,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def story(embedder: Embedder) -> None:
+        for delay_s in (0.0, 0.002, 0.01):
+            with SlowFile(flac(seconds)) as file:
+                upload = Upload(file)
+                work: Awaitable[object] = (
+                    embedder.embed_all(toy_model, [upload], Ask(), Timings())
+                    if as_batch
+                    else embedder.embed(toy_model, upload, Ask(), Timings())
+                )
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay_s):
+                        await work
+                assert not file.is_read
+
+    with_embedder(story)
+    gc.collect()
+    assert "closed file" not in capfd.readouterr().err
+    assert "never retrieved" not in caplog.text
+
+
+class SlowFile(io.BytesIO):
+    """Each read takes a millisecond, during which `is_read`."""
+
+    is_read = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.is_read = True
+        time.sleep(0.001)
+        self.is_read = False
+        return super().read(size)
 
 
 def test_stages_are_timed_and_counted(toy_model: Model) -> None:

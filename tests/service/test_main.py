@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -70,6 +71,58 @@ def test_it_serves_and_a_sigterm_ends_it_with_0(workers: int, models_dir: Path, 
     lines = [orjson.loads(line) for line in log.splitlines()]
     assert any("thread(s) for inference" in line["message"] for line in lines)
     assert {line["level"] for line in lines} == {"info"}
+
+
+def test_from_sigterm_on_it_is_not_ready_and_answers_what_it_accepted(
+    models_dir: Path, fixtures_dir: Path
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = run(
+        VIOLA_HOST="127.0.0.1",
+        VIOLA_PORT=str(port),
+        VIOLA_MODELS_DIR=str(models_dir),
+        VIOLA_MODEL="toy",
+        VIOLA_DEVICE="cpu",
+        VIOLA_MAX_WAIT_MS="1000",  # a lone request takes a second
+        VIOLA_PROT="8000",
+    )
+    try:
+        wait_until_ready(url, process)
+        sound = (fixtures_dir / "keyword_yes_16k_mono_pcm16.wav").read_bytes()
+        with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url) as open_connection:
+            accepted = pool.submit(httpx.post, f"{url}/embed", files={"file": sound})
+            while "viola_queue_frames 0.0" in open_connection.get("/metrics").text:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            assert not_ready_or_closed(open_connection)
+            assert refused_within_s(2, port)
+            assert accepted.result().json()["duration_s"] == 1
+        _, log = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert "VIOLA_PROT is no setting" in log
+
+
+def not_ready_or_closed(client: httpx.Client) -> bool:
+    """What an open connection sees from the signal on: 503, and a moment later its end."""
+    time.sleep(0.02)  # for the signal to arrive
+    try:
+        return client.get("/health/ready").status_code == 503
+    except httpx.TransportError:
+        return True
+
+
+def refused_within_s(seconds: float, port: int) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def test_a_wrong_setting_is_named() -> None:

@@ -1,13 +1,15 @@
 """Model folders found, loaded once, refused with a sentence."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from service.errors import UnknownModel
+from service import model as model_module
+from service.errors import ModelFolderError, UnknownModel
 from service.model import Model
 from service.registry import Registry
 
@@ -77,6 +79,49 @@ def test_a_bad_folder_is_refused_with_a_sentence_and_the_others_are_served(
             await models.get("bent")
 
     asyncio.run(story())
+
+
+def test_a_file_that_cannot_be_read_refuses_its_folder_alone(
+    tmp_path: Path, make_toy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_toy(tmp_path / "toy")
+    make_toy(tmp_path / "shut", name="shut")
+
+    def sha256_of(path: Path) -> str:  # root may read whatever its mode says
+        if path.parent.name == "shut":
+            raise PermissionError(13, "Permission denied")
+        return sha256(path)
+
+    sha256 = model_module.sha256_of
+    monkeypatch.setattr(model_module, "sha256_of", sha256_of)
+    models = registry_of(tmp_path)
+    asyncio.run(models.preload(("*",)))
+    assert list(models.loaded) == ["toy"]
+    assert "cannot be read: Permission denied" in models.refused["shut"]
+
+
+def test_a_load_that_fails_after_everybody_left_is_not_reported_as_unseen(
+    models_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = threading.Event()
+
+    def fail_late(folder: Path) -> Model:
+        gate.wait(5)
+        raise ModelFolderError("no")
+
+    async def story() -> None:
+        models = registry_of(models_dir, load=fail_late)
+        caller = asyncio.create_task(models.get())
+        await asyncio.sleep(0)
+        (loading,) = models._loading.values()
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+        gate.set()
+        await asyncio.wait([loading])
+
+    asyncio.run(story())
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_a_missing_default_model_is_refused_not_forgotten(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import DOCS, Settings, settings_page
+from service.settings import DOCS, Settings, settings_page, unknown_variables
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +37,11 @@ def test_a_value_out_of_bounds_is_refused(name: str, value: str, monkeypatch: py
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError):
         Settings()
+
+
+def test_variables_that_are_no_settings_are_found() -> None:
+    environment = {"VIOLA_PORT": "1", "viola_host": "x", "VIOLA_PROT": "1", "HOME": "/"}
+    assert unknown_variables(environment) == ["VIOLA_PROT"]
 
 
 def test_settings_are_frozen_and_hide_the_keys() -> None:

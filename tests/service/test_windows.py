@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +108,38 @@ def test_a_clip_of_any_length_in_windows_agrees_with_one_pass(
     np.testing.assert_allclose(embedding.vector, vector, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(embedding.frames, frames, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(embed(toy_model.run, card, [logmel]).vector, vector, rtol=1e-5, atol=1e-6)
+
+
+def test_an_hour_in_blocks_agrees_with_one_pass_and_is_never_held(
+    make_toy: Callable[..., Path], tmp_path: Path
+) -> None:
+    rate_hz = 2000  # at 16 kHz the log-mel of an hour takes too long for a test
+    times = {"frame_period_ms": 320, "first_frame_centre_ms": 120}
+    model = Model.load(make_toy(tmp_path / "toy", sample_rate=rate_hz, **times), device="cpu")
+    second = np.random.default_rng(0).normal(scale=0.1, size=rate_hz).astype(np.float32)
+    n_read = 0
+    whole: list[np.ndarray] = []
+
+    def samples() -> Iterator[np.ndarray]:
+        nonlocal n_read
+        for gain in np.random.default_rng(1).uniform(0, 2, size=3600).astype(np.float32):
+            n_read += rate_hz
+            yield gain * second
+
+    def logmels() -> Iterator[np.ndarray]:
+        for block in model.logmel_blocks(samples()):
+            whole.append(block)  # for the one pass
+            yield block
+
+    pool, n_windows = Pool(model.card), 0
+    for piece in cut(logmels(), model.card.windows):
+        n_ahead = n_read - piece.window.stop * model.card.frontend.hop_length
+        assert n_ahead < 2 * 200 * 160  # samples of two windows
+        pool.add(piece.window, embed_pieces(model.run, [piece])[0])
+        n_windows += 1
+    vector, _ = one_pass(model, np.concatenate(whole, axis=1))
+    assert n_windows == len(split(45_001, model.card.windows)) > 200
+    np.testing.assert_allclose(pool.result().vector, vector, rtol=1e-4)
 
 
 def test_without_the_context_windows_do_not_agree(toy_model: Model) -> None:
