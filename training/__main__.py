@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from encoders.frontend import frontend_of
 from service.errors import ModelFolderError
@@ -21,7 +22,7 @@ from .checkpoint import CheckpointError
 from .clips import Clips, DataError, find_audio, load_clips
 from .distributed import World, join_world, leave_world, wait_for_first
 from .labelled import LabelledTask, read_tasks
-from .linear import MULTICLASS, Embeddings
+from .linear import LEARNING_RATE, MULTICLASS, Embeddings
 from .pictures import draw_confusion, draw_tsne, picture_file
 from .pretrain import pretrain
 from .recipe import Recipe, RecipeError, load_recipe
@@ -159,7 +160,10 @@ def add_model_and_labels(parser: argparse.ArgumentParser) -> None:
     add_where(parser)
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "float16", "int8"])
     parser.add_argument(
-        "--learning-rate", type=positive_float, help="of the head (default: the validation part chooses)"
+        "--learning-rate",
+        type=positive_float,
+        default=LEARNING_RATE,
+        help="of the head (default: %(default)s)",
     )
     parser.add_argument("--workers", type=positive_int, default=1, help="threads that decode ahead")
 
@@ -174,6 +178,7 @@ def add_fit_head(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run_fit_head(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
     fit_head.head_file(arguments.model, arguments.head)  # a name that does not fit is said before the work
     tasks = read_tasks(arguments.data, where_of(arguments))
     if len(tasks) > 1:
@@ -222,6 +227,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         tasks = [task for task in tasks if task.name in arguments.task]
         if len(tasks) < len(arguments.task):
             raise DataError(f"{arguments.data} lacks some of the tasks {', '.join(arguments.task)}.")
+    torch.set_num_threads(1)  # its matrices are small: a second thread made it several times slower
     model = Model.load(arguments.model, precision=arguments.precision)
     embeds = {model.card.name: embeddings.served(model, workers=arguments.workers)}
     if arguments.baselines:

@@ -1,9 +1,9 @@
 """Linear evaluation: a model folder and labelled sounds in; accuracy or mAP per task and tables out.
 
 The protocol is EVAR's (arXiv 2204.07402, section IV-B): frozen embeddings, StandardScaler, one linear
-layer, early stopping, a learning rate per task, the mean over folds and seeds. It differs in that a clip is
-embedded whole, as the server does it, that the log-mel is normalised by the model's own statistics rather
-than by those of each task, that the validation part chooses the learning rate, and that two-class tasks work.
+layer, early stopping, the mean over folds and seeds. It differs in that a clip is embedded whole, as the
+server does it, that the log-mel is normalised by the model's own statistics rather than by those of each
+task, that every task has one learning rate unless told otherwise, and that two-class tasks work.
 
 The 95 % interval is a bootstrap over the test clips of all folds, of the mean over the seeds: it tells how
 far another test set of this size might move the figure, which is far more than the seeds do.
@@ -20,7 +20,16 @@ from pydantic import JsonValue
 
 from .clips import write_whole
 from .labelled import LabelledTask, Split, splits_of
-from .linear import MULTICLASS, Embeddings, LinearHead, Targets, fit, fit_best, metric_of, validation_part
+from .linear import (
+    LEARNING_RATE,
+    MULTICLASS,
+    Embeddings,
+    LinearHead,
+    Targets,
+    fit,
+    metric_of,
+    validation_part,
+)
 
 SEEDS = (42, 43, 44)
 BOOTSTRAP_DRAWS = 1000
@@ -38,7 +47,7 @@ class Result:
     test_clips: int
     splits: tuple[str, ...]
     seeds: tuple[int, ...]
-    learning_rates: tuple[float, ...]  # one per split
+    learning_rate: float
     values: tuple[tuple[float, ...], ...]
 
 
@@ -62,15 +71,19 @@ def evaluate_task(
     *,
     seeds: Iterable[int] = SEEDS,
     test_folds: tuple[str, ...] = (),
-    learning_rate: float | None = None,
+    learning_rate: float = LEARNING_RATE,
 ) -> tuple[Result, Predictions]:
-    """embeddings: (n, D), one per clip. Without a learning rate the validation part chooses it."""
+    """embeddings: (n, D), one per clip."""
     seeds = tuple(seeds)
     splits = splits_of(task, test_folds)
-    heads = [fit_seeds(task, embeddings, split, seeds, learning_rate) for split in splits]
     logits = [
-        [head.logits(embeddings[split.test]) for head in of_split]
-        for split, of_split in zip(splits, heads, strict=True)
+        [
+            fit_split(task, embeddings, split, seed=seed, learning_rate=learning_rate).logits(
+                embeddings[split.test]
+            )
+            for seed in seeds
+        ]
+        for split in splits
     ]
     targets = [task.targets[split.test] for split in splits]
     values = [
@@ -87,28 +100,19 @@ def evaluate_task(
         test_clips=len(predictions.targets),
         splits=tuple(split.name for split in splits),
         seeds=seeds,
-        learning_rates=tuple(of_split[0].learning_rate for of_split in heads),
+        learning_rate=learning_rate,
         values=tuple(values),
     )
     return result, predictions
 
 
-def fit_seeds(
+def fit_split(
     task: LabelledTask,
     embeddings: Embeddings,
     split: Split,
-    seeds: tuple[int, ...],
-    learning_rate: float | None,
-) -> list[LinearHead]:
-    """One head per seed; the learning rate that the first one chose serves the others too."""
-    first = fit_split(task, embeddings, split, seed=seeds[0], learning_rate=learning_rate)
-    return [first] + [
-        fit_split(task, embeddings, split, seed=seed, learning_rate=first.learning_rate) for seed in seeds[1:]
-    ]
-
-
-def fit_split(
-    task: LabelledTask, embeddings: Embeddings, split: Split, *, seed: int, learning_rate: float | None = None
+    *,
+    seed: int,
+    learning_rate: float = LEARNING_RATE,
 ) -> LinearHead:
     """The head of one split; where it names no clips to stop on, a tenth of its training clips is drawn."""
     train, valid = split.train, split.valid
@@ -117,11 +121,16 @@ def fit_split(
         valid = np.zeros(len(train), dtype=bool)
         valid[rows] = validation_part(task.targets[rows], task.kind, np.random.default_rng(seed))
         train = train & ~valid
-    parts = (embeddings[train], task.targets[train], embeddings[valid], task.targets[valid])
-    n_classes = len(task.labels)
-    if learning_rate is None:
-        return fit_best(*parts, n_classes=n_classes, task=task.kind, seed=seed)
-    return fit(*parts, n_classes=n_classes, task=task.kind, seed=seed, learning_rate=learning_rate)
+    return fit(
+        embeddings[train],
+        task.targets[train],
+        embeddings[valid],
+        task.targets[valid],
+        n_classes=len(task.labels),
+        task=task.kind,
+        seed=seed,
+        learning_rate=learning_rate,
+    )
 
 
 def interval(predictions: Predictions, kind: str) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from service.model import load_card, sha256_of, write_card
 from .clips import DataError, write_whole
 from .evaluate import Predictions, fit_split, interval
 from .labelled import LabelledTask, Split, splits_of
-from .linear import Embeddings, LinearHead
+from .linear import LEARNING_RATE, Embeddings, LinearHead
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as that of a model in its card
 
@@ -36,7 +36,7 @@ def fit_head(
     *,
     test_fold: str | None = None,
     seed: int = 42,
-    learning_rate: float | None = None,
+    learning_rate: float = LEARNING_RATE,
 ) -> FittedHead:
     """Train on the split train (or all folds but `test_fold`), test on the rest. embeddings: (n, D)."""
     split = split_of(task, test_fold)
@@ -48,7 +48,7 @@ def fit_head(
         "value": round(head.metric(test, task.targets[split.test]), 4),
         "ci95": [round(bound, 4) for bound in interval(predictions, task.kind)],
         "test": split.name,
-        "learning_rate": head.learning_rate,
+        "learning_rate": learning_rate,
         "train_clips": int((split.train | split.valid).sum()),
         "test_clips": int(split.test.sum()),
     }

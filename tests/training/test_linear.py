@@ -8,13 +8,11 @@ from sklearn.preprocessing import StandardScaler
 
 from training import linear
 from training.linear import (
-    LEARNING_RATES,
     MULTICLASS,
     MULTILABEL,
     LinearHead,
     classes_in,
     fit,
-    fit_best,
     metric_of,
     validation_part,
 )
@@ -83,9 +81,7 @@ def test_logits_are_those_of_the_scaled_embedding() -> None:
         weight=np.array([[1, 0], [0, 1], [1, 1]], dtype=np.float32),
         bias=np.array([0, 0, 10], dtype=np.float32),
         task=MULTICLASS,
-        learning_rate=1e-3,
         valid_metric=1.0,
-        valid_loss=0.0,
     )
     assert head.logits(np.array([[3, 10]], dtype=np.float32)).tolist() == [[1, 2, 13]]
 
@@ -160,15 +156,3 @@ def test_more_classes_than_a_tenth_holds_still_give_a_part() -> None:
 def test_classes_are_counted_where_they_occur() -> None:
     assert classes_in(np.array([3, 3, 7]), MULTICLASS) == 2
     assert classes_in(np.array([[1, 0, 1], [1, 0, 0]], dtype=np.float32), MULTILABEL) == 2
-
-
-def test_the_validation_part_chooses_the_learning_rate() -> None:
-    x, y = clouds(3, d=20)
-    x += np.random.default_rng(1).normal(size=x.shape).astype(np.float32) * 6  # so that the rates differ
-    parts = (x[50:], y[50:], x[:50], y[:50])
-    each = [fit(*parts, n_classes=3, task=MULTICLASS, seed=42, learning_rate=rate) for rate in LEARNING_RATES]
-    best = fit_best(*parts, n_classes=3, task=MULTICLASS, seed=42)
-    highest = max(head.valid_metric for head in each)
-    assert min(head.valid_metric for head in each) < highest
-    assert best.valid_metric == highest
-    assert best.valid_loss == min(head.valid_loss for head in each if head.valid_metric == highest)
