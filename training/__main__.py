@@ -70,7 +70,7 @@ def add_pretrain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--device", type=device, default="auto", metavar="auto|cpu|cuda")
     parser.add_argument("--precision", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument(
-        "--compile", action="store_true", help="torch.compile: faster steps after a slow start"
+        "--compile", action="store_true", help="torch.compile: measure first, on a CPU it was slower"
     )
     parser.add_argument("--log-every", type=positive_int, default=10, metavar="STEPS")
     parser.add_argument("--checkpoint-every", type=seconds, default=300.0, metavar="SECONDS")

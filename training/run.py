@@ -50,7 +50,7 @@ class Options:
     out: Path
     resume: bool = False
     precision: str = "auto"  # auto, bfloat16 or float32
-    compiled: bool = False  # torch.compile: faster steps after a slow start
+    compiled: bool = False  # torch.compile: a slow start; see benchmarks/README.md
     log_every: int = 10  # steps
     checkpoint_every_s: float = 300.0
     stop_after_steps: int | None = None  # for a run in parts

@@ -13,7 +13,7 @@ from training.distributed import World, gather, join_world, leave_world, wait_fo
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
-TWO_PROCESSES = """
+TWO_PROCESSES = r"""
 import torch
 from training.distributed import gather, join_world, leave_world, wait_for_first, wrap
 
@@ -33,7 +33,7 @@ wrapped(torch.full((1, 1), 1.0 + 2 * world.rank)).sum().backward()
 assert layer.weight.grad.item() == (1 + 3) / 2
 
 leave_world(world)
-print("rank", world.rank, "agrees")
+print(f"rank {world.rank} agrees\n", end="", flush=True)  # one write: both share a pipe
 """
 
 
