@@ -44,6 +44,7 @@ Array = NDArray[np.float32]
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 Precision = Literal["auto", "float32", "float16", "int8"]
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a model or a head: a file's name everywhere
 GRAPH_FILES = {"float32": "encoder.onnx", "float16": "encoder.float16.onnx", "int8": "encoder.int8.onnx"}
 
 
@@ -87,7 +88,7 @@ class Card(_Part):
     """card.json. What the server must know comes first, what a person wants to know after it."""
 
     format: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME)
     version: str
     description: str
     licence: str  # SPDX identifier or a sentence

@@ -92,11 +92,11 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
         paths = find_audio(arguments.data, where_of(arguments))
         rate = frontend_of(recipe.encoder.n_mels).sample_rate
         cache = arguments.cache or out.parent / "cache"
-        if world.is_first:  # the others find what it decoded
-            load_clips(paths, sample_rate=rate, cache=cache)
-        wait_for_first(world)
+        if not world.is_first:  # the first decodes, the others find what it decoded
+            wait_for_first(world)
         clips = load_clips(paths, sample_rate=rate, cache=cache)
         if world.is_first:
+            wait_for_first(world)
             report_clips(clips, len(paths), world)
         options = Options(
             out=out,
@@ -241,9 +241,10 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         vectors = embeddings.embed_once(embed, [clip.path for task in tasks for clip in task.clips])
         results[name] = []
         for task in tasks:
+            own = vectors_of(task, vectors)
             result, predictions = evaluate.evaluate_task(
                 task,
-                vectors_of(task, vectors),
+                own,
                 seeds=arguments.seeds,
                 test_folds=tuple(filter(None, arguments.test_folds.split(","))),
                 learning_rate=arguments.learning_rate,
@@ -251,7 +252,6 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
             report(f"{name}, {task.name}: {task.metric} {result.value:.4f}")
             results[name].append(result)
             if name == model.card.name and not arguments.no_pictures and task.kind == MULTICLASS:
-                own = vectors_of(task, vectors)
                 pictures.append(partial(draw, arguments.out, task, own, predictions, result))
     about = {
         "model": model.card.name,

@@ -11,14 +11,12 @@ from pathlib import Path
 
 from safetensors.numpy import save
 
-from service.model import load_card, sha256_of, write_card
+from service.model import NAME, load_card, sha256_of, write_card
 
 from .clips import DataError, write_whole
 from .evaluate import Predictions, fit_split, interval
 from .labelled import LabelledTask, Split, splits_of
 from .linear import LEARNING_RATE, Embeddings, LinearHead
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as that of a model in its card
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def split_of(task: LabelledTask, test_fold: str | None) -> Split:
 
 def head_file(folder: Path, name: str) -> Path:
     """Where the head lies in the model folder. Raises DataError for a name that is no file's."""
-    if not NAME.fullmatch(name):
+    if not re.fullmatch(NAME, name):
         raise DataError(f"A head cannot be called '{name}': letters, digits, '.', '_' and '-' make a name.")
     return folder / "heads" / f"{name}.safetensors"
 
