@@ -1,4 +1,4 @@
-"""The encoder in 8-bit integers for CPUs, calibrated on real log-mels: a third of the float graph's time.
+"""The encoder in 8-bit integers for CPUs, calibrated on real log-mels; benchmarks/README.md has the times.
 
 Static: each layer's range is measured once, on `calibration` clips. Activations are uint8; behind a ReLU they
 begin at 0, so that quantising is the ReLU and zero is the integer 0. Weights are int8, one scale for each

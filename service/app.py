@@ -393,8 +393,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _spare_the_collector_what_stays() -> None:
-    """What is loaded by now lives as long as the process: going through it again and again for garbage took
-    7 % of the server's CPU time."""
+    """What is loaded by now lives as long as the process: going through it again and again for garbage
+    is work in vain."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)

@@ -72,10 +72,10 @@ class Settings(BaseSettings):
         default=4096,
         ge=1,
         description="Log-mel frames in one batch, padding included (100 frames are one second with the "
-        "default model). One item that is longer goes alone. A GPU likes 65536.",
+        "default model). One item that is longer goes alone. Worth raising on a GPU.",
     )
     max_batch_items: int = Field(
-        default=32, ge=1, description="Clips or windows in one batch. A GPU likes 256."
+        default=32, ge=1, description="Clips or windows in one batch. Worth raising on a GPU."
     )
     max_wait_ms: float = Field(
         default=0,
