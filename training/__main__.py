@@ -65,6 +65,12 @@ def add_pretrain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument(
+        "--init",
+        type=Path,
+        metavar="RUN|MODEL",
+        help="begin with the weights of a run's or a model's folder: to go on with other sounds, or longer",
+    )
+    parser.add_argument(
         "--cache", type=Path, help="where decoded samples are kept (default: cache/ beside the run)"
     )
     parser.add_argument("--device", type=device, default="auto", metavar="auto|cpu|cuda")
@@ -106,6 +112,7 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
             log_every=arguments.log_every,
             checkpoint_every_s=arguments.checkpoint_every,
             stop_after_steps=arguments.stop_after,
+            init=arguments.init,
         )
         pretrain(clips, recipe, options, world)
     finally:
@@ -130,6 +137,8 @@ def recipe_of_run(arguments: argparse.Namespace) -> Recipe:
         )
     if arguments.resume and not has_checkpoint:
         raise CheckpointError(f"{out} holds no {CHECKPOINT} to continue from: start without --resume.")
+    if arguments.resume and arguments.init:
+        raise CheckpointError("--resume goes on with the run's own weights: leave out --init.")
     default = str(out / "recipe.toml") if arguments.resume else DEFAULT_RECIPE
     return load_recipe(arguments.recipe or default, arguments.set)
 

@@ -108,6 +108,21 @@ class Statistics:
     std: float
 
 
+def crops(plan: Plan, logmel: LogMel, count: int) -> Tensor:
+    """(count, 1, F, T) log-mels of random segments, each of another clip, as far as there are clips."""
+    seed = plan.recipe.optimisation.seed
+    chosen = np.random.default_rng((seed, STATISTICS, 0)).permutation(len(plan.clips))[:count]
+    waveforms = draw_segments(
+        plan.clips,
+        chosen,
+        segment=plan.segment,
+        distance=0,
+        short_clips=plan.recipe.data.short_clips,
+        seed=(seed, STATISTICS, 1),
+    )
+    return logmel(torch.from_numpy(waveforms[0]).to(plan.world.device))
+
+
 def measure_statistics(plan: Plan, logmel: LogMel) -> Statistics:
     """From `statistics_crops` random segments (each clip at most once), over all elements in float64."""
     seed, data = plan.recipe.optimisation.seed, plan.recipe.data

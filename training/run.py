@@ -26,11 +26,13 @@ from .byol import BYOL
 from .checkpoint import CheckpointError
 from .clips import Clips, write_whole
 from .logmel import LogMel
-from .plan import Plan, Statistics, measure_statistics
+from .plan import Plan, Statistics, crops, measure_statistics
 from .recipe import Recipe, RecipeError, as_tables, as_toml
 from .run_log import say
+from .warm_start import start_from
 
 COLLAPSED = 0.01  # embedding_std below which all clips have practically one embedding
+CROPS_TO_UNFOLD = 512  # from which a folded batch normalisation's statistics are taken
 COLLAPSED_LOGS = 5  # so many log lines in a row end the run
 
 WHAT_TO_TRY = (
@@ -54,6 +56,7 @@ class Options:
     log_every: int = 10  # steps
     checkpoint_every_s: float = 300.0
     stop_after_steps: int | None = None  # for a run in parts
+    init: Path | None = None  # a run or a model whose weights a new run begins with
 
 
 @dataclass
@@ -76,10 +79,23 @@ def start_run(plan: Plan, logmel: LogMel, options: Options) -> Run:
     if options.resume:
         restore(run, checkpoint.load(options.out), plan, options)
     else:
-        run.statistics = measure_statistics(plan, logmel)
+        started_from = begin(run, plan, logmel, options.init)
         if plan.world.is_first:
-            describe(plan, options.out)
+            describe(plan, options.out, started_from)
     return run
+
+
+def begin(run: Run, plan: Plan, logmel: LogMel, init: Path | None) -> str | None:
+    """Random weights and the dataset's statistics, or those of `init`, whose description is returned."""
+    if init is None:
+        run.statistics = measure_statistics(plan, logmel)
+        return None
+    x = crops(plan, logmel, CROPS_TO_UNFOLD)
+    run.statistics, description = start_from(init, run.model, plan.recipe.encoder, x)
+    run.average.load_state_dict(run.model.online.encoder.state_dict())
+    if plan.world.is_first:
+        say(f"The weights to begin with are those of {description}.")
+    return description
 
 
 def new_run(recipe: Recipe, device: torch.device) -> Run:
@@ -102,16 +118,18 @@ def new_run(recipe: Recipe, device: torch.device) -> Run:
     )
 
 
-def describe(plan: Plan, folder: Path) -> None:
+def describe(plan: Plan, folder: Path, started_from: str | None) -> None:
     """The recipe as used and what it is trained on, beside the checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "recipe.toml", as_toml(plan.recipe).encode())
-    summary = {
+    summary: dict[str, Any] = {
         "clips": len(plan.clips),
         "hours": round(plan.clips.hours, 3),
         "commit": commit_of(Path(__file__).parent),
         "unreadable": [asdict(item) for item in plan.clips.unreadable],
     }
+    if started_from:
+        summary["started_from"] = started_from
     write_whole(folder / "data.json", json.dumps(summary, indent=2).encode())
 
 

@@ -1,0 +1,108 @@
+"""Weights to begin with instead of random ones: a run or a model folder in, a new run's weights out.
+
+    runs/<run>/checkpoint.pt   encoder, projector, predictor and target; the optimiser starts afresh
+    models/<name>/encoder.onnx the encoder alone, in float32; projector and predictor are random
+
+The statistics stay those that the weights were trained with: another mean and std would show the encoder
+sounds at another level. What it was started from is kept in the run's data.json and so comes into the card.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from encoders import Encoder
+from encoders.blocks import MODULES_PER_BLOCK
+from service.errors import ModelFolderError
+from service.model import check_files, load_card
+
+from . import checkpoint
+from .byol import BYOL
+from .checkpoint import CheckpointError
+from .plan import Statistics
+from .recipe import EncoderRecipe
+
+GRAPH = "encoder.onnx"
+
+
+def start_from(folder: Path, model: BYOL, recipe: EncoderRecipe, x: Tensor) -> tuple[Statistics, str]:
+    """Put the folder's weights into `model`; returns its statistics and a sentence on what it is.
+
+    x: (B, 1, F, T) unnormalised log-mels of the new run's sounds, by which a folded batch normalisation is
+    unfolded. Raises CheckpointError or ModelFolderError where the folder does not hold such an encoder.
+    """
+    if (folder / checkpoint.FILE_NAME).is_file():
+        return _start_from_run(checkpoint.load(folder), folder, model, recipe)
+    if (folder / "card.json").is_file():
+        return _start_from_model(folder, model, recipe, x)
+    raise CheckpointError(
+        f"{folder} holds neither a {checkpoint.FILE_NAME} nor a card.json: give a run's folder or a model's."
+    )
+
+
+def _start_from_run(
+    state: dict[str, Any], folder: Path, model: BYOL, recipe: EncoderRecipe
+) -> tuple[Statistics, str]:
+    _check_encoder(folder, state["recipe"]["encoder"]["name"], recipe.name)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{folder}: its networks have other sizes than the recipe's: {error}"
+        ) from error
+    return Statistics(**state["statistics"]), f"a run of {state['segments_seen']} segments"
+
+
+def _start_from_model(folder: Path, model: BYOL, recipe: EncoderRecipe, x: Tensor) -> tuple[Statistics, str]:
+    card = load_card(folder)
+    check_files(folder, card)
+    _check_encoder(folder, card.encoder.name, recipe.name)
+    statistics = Statistics(mean=card.normalization.mean, std=card.normalization.std)
+    graph = onnx.load(folder / GRAPH).graph
+    arrays = {each.name: torch.from_numpy(numpy_helper.to_array(each).copy()) for each in graph.initializer}
+    try:
+        fill_encoder(model.online.encoder, arrays, (x - statistics.mean) / statistics.std)
+    except (KeyError, RuntimeError) as error:
+        raise ModelFolderError(
+            f"{folder.name}: {GRAPH} does not hold this encoder's weights: {error}"
+        ) from error
+    model.target.load_state_dict(model.online.state_dict())
+    return statistics, f"the model {card.name} {card.version}, {GRAPH} with SHA-256 {card.files[GRAPH]}"
+
+
+def _check_encoder(folder: Path, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise CheckpointError(f"{folder} holds a {found}, the recipe asks for a {wanted}.")
+
+
+@torch.no_grad()
+def fill_encoder(encoder: Encoder, arrays: dict[str, Tensor], x: Tensor) -> None:
+    """Weights of a graph, whose batch normalisation is folded into its convolutions, into an encoder.
+
+    The normalisation gets x's own mean and std of every channel as its statistics and, again, as its bias and
+    weight: what it takes away it gives back, so that the encoder computes what the graph does, in evaluation
+    exactly and in training on batches like x.
+
+    x: (B, 1, F, T) normalised log-mels.
+    """
+    for block, first in enumerate(range(0, len(encoder.features), MODULES_PER_BLOCK)):
+        convolution, normalisation, *rest = encoder.features[first : first + MODULES_PER_BLOCK]
+        assert isinstance(normalisation, nn.BatchNorm2d)
+        _fill(convolution, arrays[f"conv{block + 1}.weight"], arrays[f"conv{block + 1}.bias"])
+        y = convolution(x)
+        var, mean = torch.var_mean(y, dim=(0, 2, 3), correction=0)
+        normalisation.running_mean, normalisation.running_var = mean.clone(), var.clone()
+        normalisation.weight.copy_((var + normalisation.eps).sqrt())
+        normalisation.bias.copy_(mean)
+        x = nn.Sequential(*rest)(y)
+    linears = [module for module in encoder.fc if isinstance(module, nn.Linear)]
+    for number, linear in enumerate(linears):
+        _fill(linear, arrays[f"linear{number + 1}.weight"].T, arrays[f"linear{number + 1}.bias"])
+
+
+def _fill(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    layer.load_state_dict({"weight": weight, "bias": bias})
