@@ -1,0 +1,20 @@
+"""A progress bar, where tqdm is installed (`pip install viola-client[progress]`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[], None]]:
+    """A function to be called with every item that is done."""
+    if not shown:
+        yield lambda: None
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError("a progress bar needs tqdm: pip install 'viola-client[progress]'") from error
+    with tqdm(total=total, unit="sound") as bar:
+        yield lambda: bar.update() and None
