@@ -1,4 +1,4 @@
-"""`python -m model_export export | import`: see each one's --help."""
+"""`python -m model_export export | import | self-test`: see each one's --help."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from service.model import Card
 
 from .clips import FIXTURES, read_clips
 from .errors import ExportError
-from .export import CALIBRATION_CLIPS, VERIFIED_CLIPS, About, export
+from .export import CALIBRATION_CLIPS, VERIFIED_CLIPS, About, add_self_test, export
 from .published import LICENCE, NOTICE, load_published
 from .run import load_run
 from .weights import Trained
@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_export(commands)
     add_import(commands)
+    add_self_test_command(commands)
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
@@ -63,10 +64,19 @@ def add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=run_import)
 
 
+def add_self_test_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "self-test", help="add the self-test to the card of a model folder, or renew it"
+    )
+    parser.add_argument("--model", type=Path, required=True, help="the model folder, models/NAME")
+    parser.set_defaults(run=run_self_test)
+
+
 def add_common(parser: argparse.ArgumentParser, *, licence: str) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the model folder, models/NAME")
     parser.add_argument("--force", action="store_true", help="replace the folder in --out, heads included")
     parser.add_argument("--int8", action="store_true", help="add the 8-bit graph for CPUs")
+    parser.add_argument("--float16", action="store_true", help="add the 16-bit graph for GPUs")
     parser.add_argument(
         "--calibration",
         type=Path,
@@ -95,6 +105,12 @@ def run_import(arguments: argparse.Namespace) -> None:
     write(trained, arguments, description=f"{trained.name} with the weights published by NTT, for evaluation")
 
 
+def run_self_test(arguments: argparse.Namespace) -> None:
+    card = add_self_test(arguments.model)
+    assert card.self_test is not None
+    print(f"{arguments.model}: the self-test of {', '.join(card.self_test.expected)} is in the card")
+
+
 def write(trained: Trained, arguments: argparse.Namespace, *, description: str) -> None:
     if arguments.int8 and not arguments.calibration:
         raise ExportError(
@@ -120,6 +136,7 @@ def write(trained: Trained, arguments: argparse.Namespace, *, description: str) 
         about=about,
         clips=clips,
         int8=arguments.int8,
+        float16=arguments.float16,
         force=arguments.force,
         report=print,
     )

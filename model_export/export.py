@@ -14,11 +14,23 @@ from pydantic import JsonValue, ValidationError
 from encoders.commit import commit_of
 from encoders.frontend import Frontend, frontend_of, hann_window, mel_filterbank
 from service import logmel as served_logmel
-from service.model import GRAPH_FILES, Card, Encoder, Model, Normalization, Windows, sha256_of, write_card
+from service.model import (
+    GRAPH_FILES,
+    Card,
+    Encoder,
+    Model,
+    Normalization,
+    Precision,
+    Windows,
+    load_card,
+    sha256_of,
+    write_card,
+)
+from service.selftest import Fingerprint, SelfTest, fingerprint
 
 from .errors import ExportError
 from .folder import new_folder
-from .graph import Float32, encoder_graph
+from .graph import Float, encoder_graph
 from .quantise import int8_graph
 from .verify import check_as_trained, check_batch_independence, cosines, cut_to_lengths
 from .weights import Trained
@@ -52,6 +64,7 @@ def export(
     about: About,
     clips: Sequence[Samples],
     int8: bool = False,
+    float16: bool = False,
     force: bool = False,
     least_cosine: float = LEAST_COSINE,
     report: Report = lambda line: None,
@@ -68,7 +81,7 @@ def export(
     with new_folder(out, force=force) as folder:
         arrays = {"window": hann_window(frontend.win_length), "filterbank": mel_filterbank(frontend)}
         (folder / "frontend.safetensors").write_bytes(safetensors.numpy.save(arrays))
-        graph = encoder_graph(trained.encoder, mean=trained.mean, std=trained.std, arithmetic=Float32())
+        graph = encoder_graph(trained.encoder, mean=trained.mean, std=trained.std, arithmetic=Float())
         onnx.save(graph, folder / GRAPH_FILES["float32"])
         card = with_hashes(folder, card_of(trained, frontend, about))
         model = Model.load(folder, device="cpu", precision="float32")
@@ -78,9 +91,60 @@ def export(
             f"verified on {len(verified)} clips: PyTorch and the served graph differ by {worst:.1e}, a clip "
             f"alone and in a padded batch by {alone:.1e}"
         )
+        if float16:
+            card = add_float16(folder, card, model, trained, verified, least_cosine, report)
         if int8:
             card = add_int8(folder, card, model, trained, clips, verified, least_cosine, report)
+        card = add_self_test(folder)
     return card
+
+
+def add_self_test(folder: Path) -> Card:
+    """Write into the card what each graph of the folder makes of the test signal, here and now."""
+    card = load_card(folder).model_copy(update={"self_test": None})
+    known: tuple[Precision, ...] = ("float32", "float16", "int8")
+    there = [precision for precision in known if GRAPH_FILES[precision] in card.files]
+    models = {each: Model.load(folder, device="cpu", precision=each) for each in there}
+    expected: dict[str, Fingerprint] = {
+        each: fingerprint(model.probe_vector()) for each, model in models.items()
+    }
+    card = card.model_copy(update={"self_test": SelfTest(expected=expected)})
+    write_card(folder, card)
+    return card
+
+
+def add_float16(
+    folder: Path,
+    card: Card,
+    model: Model,
+    trained: Trained,
+    verified: Sequence[Samples],
+    least_cosine: float,
+    report: Report,
+) -> Card:
+    """Write the float16 graph beside the float32 one of `model`. Raises ExportError where they lie too far
+    apart, as where a network's numbers leave the range of 16 bits.
+    """
+    graph = encoder_graph(trained.encoder, mean=trained.mean, std=trained.std, arithmetic=Float(16))
+    onnx.save(graph, folder / GRAPH_FILES["float16"])
+    card = with_hashes(folder, card)
+    half = Model.load(folder, device="cpu", precision="float16")
+    with np.errstate(invalid="ignore", over="ignore"):  # numbers that leave the range are refused below
+        found = cosines(half, model, [model.logmel(clip) for clip in verified])
+    mean, lowest = float(found.mean()), float(found.min())
+    if not lowest >= least_cosine:
+        raise ExportError(
+            f"The float16 graph is too far from the float32 one: their cosine is {lowest:.5f} at least on "
+            f"{len(found)} clips, less than {least_cosine}. Export without --float16."
+        )
+    check_batch_independence(half, verified)
+    report(f"float16: cosine to float32 {mean:.6f} in the mean, {lowest:.6f} at least, of {len(found)} clips")
+    variant: dict[str, JsonValue] = {
+        "cosine_mean": round(mean, 7),
+        "cosine_min": round(lowest, 7),
+        "clips": len(found),
+    }
+    return with_hashes(folder, card.model_copy(update={"variants": card.variants | {"float16": variant}}))
 
 
 def add_int8(
@@ -120,7 +184,7 @@ def add_int8(
         "clips": len(found),
         "calibration_clips": len(calibration),
     }
-    return with_hashes(folder, card.model_copy(update={"variants": {"int8": variant}}))
+    return with_hashes(folder, card.model_copy(update={"variants": card.variants | {"int8": variant}}))
 
 
 def with_hashes(folder: Path, card: Card) -> Card:

@@ -9,7 +9,7 @@ of shapes is a dozen nodes, and the int8 graph (quantise.py) can put its masks w
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnx
@@ -45,7 +45,7 @@ INPUT = "input"
 
 
 class Arithmetic(Protocol):
-    """The numbers between the layers: float32 here, uint8 in quantise.py. Tensors go by their names."""
+    """The numbers between the layers: floats here, uint8 in quantise.py. Tensors go by their names."""
 
     def enter(self, graph: "Graph", x: str) -> str:
         """float32 -> these numbers."""
@@ -107,14 +107,20 @@ class Graph:
         return model
 
 
-class Float32:
-    """The arithmetic of training."""
+class Float:
+    """Of 32 bits, as in training, or of 16 for GPUs; what is outside the layers (normalisation, sums over
+    time) has 32 in either case."""
+
+    def __init__(self, bits: Literal[16, 32] = 32) -> None:
+        self._bits = bits
+        self._type = TensorProto.FLOAT if bits == 32 else TensorProto.FLOAT16
+        self._dtype = np.float32 if bits == 32 else np.float16
 
     def enter(self, graph: Graph, x: str) -> str:
-        return x
+        return x if self._bits == 32 else graph.node("Cast", [x], "input_half", to=self._type)
 
     def mask(self, graph: Graph, x: str, valid: str) -> str:
-        factor = graph.node("Cast", [valid], f"{valid}_factor", to=TensorProto.FLOAT)
+        factor = graph.node("Cast", [valid], f"{valid}_factor", to=self._type)
         return graph.node("Mul", [x, factor], f"{x}_masked")
 
     def convolve(self, graph: Graph, x: str, layer: Layer) -> str:
@@ -124,13 +130,14 @@ class Float32:
         return self._rectified(graph, "Gemm", x, layer, np.ascontiguousarray(layer.weight.T))
 
     def leave(self, graph: Graph, x: str, layer: Layer) -> str:
-        return x
+        return x if self._bits == 32 else graph.node("Cast", [x], f"{x}_out", to=TensorProto.FLOAT)
 
     def _rectified(
         self, graph: Graph, op: str, x: str, layer: Layer, weight: Array, **attributes: Any
     ) -> str:
-        weight_name = graph.constant(f"{layer.name}.weight", weight)
-        bias_name = graph.constant(f"{layer.name}.bias", layer.bias)
+        with np.errstate(over="ignore"):  # infinite in 16 bits: the export sees it by what comes out
+            weight_name = graph.constant(f"{layer.name}.weight", weight.astype(self._dtype))
+            bias_name = graph.constant(f"{layer.name}.bias", layer.bias.astype(self._dtype))
         y = graph.node(op, [x, weight_name, bias_name], f"{layer.name}_linear", **attributes)
         return graph.node("Relu", [y], layer.name)
 

@@ -25,7 +25,7 @@ from onnx import TensorProto, helper
 
 from encoders import Encoder
 
-from .graph import INPUT, Array, Float32, Graph, Layer, convolutions_of, encoder_graph, linears_of
+from .graph import INPUT, Array, Float, Graph, Layer, convolutions_of, encoder_graph, linears_of
 
 FIRST_INPUT_MAX, FIRST_WEIGHT_MAX = 127, 127
 INPUT_MAX, WEIGHT_MAX = 255, 64
@@ -43,7 +43,7 @@ def activation_ranges(
     encoder: Encoder, *, mean: float, std: float, logmels: Sequence[Array]
 ) -> dict[str, Range]:
     """The range of the input and of each layer's output, over all log-mels."""
-    model = encoder_graph(encoder, mean=mean, std=std, arithmetic=Float32())
+    model = encoder_graph(encoder, mean=mean, std=std, arithmetic=Float())
     names = [INPUT, *(layer.name for layer in [*convolutions_of(encoder), *linears_of(encoder)])]
     for name in names:
         model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from service.audio import decode
 from service.model import Model
+from service.selftest import complaint
 from service.windows import embed
 
 FOLDER = Path("models/byola")
@@ -72,6 +73,19 @@ def test_frames_are_forty_milliseconds_apart(float_model):
     assert found.times_s is not None
     assert found.times_s[:3] == pytest.approx([0.015, 0.055, 0.095])
     assert len(found.times_s) == 25
+
+
+def test_it_passes_the_self_test_of_its_card(model):
+    assert model.card.self_test is not None
+    assert model.precision in model.card.self_test.expected
+    assert model.probe() is None
+
+
+def test_the_self_test_tells_the_two_graphs_apart(float_model):
+    """So little does it take to be noticed: they lie 0.015 of the norm from each other."""
+    assert float_model.card.self_test is not None
+    expected = float_model.card.self_test.expected["int8"]
+    assert "of its norm" in str(complaint(float_model.probe_vector(), expected))
 
 
 def test_int8_points_where_float32_points(float_model):

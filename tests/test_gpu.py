@@ -4,22 +4,28 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
+from model_export.clips import read_clips
+from model_export.export import export
 from service.audio import decode
-from service.model import Model
+from service.model import Model, padded_lengths
+from service.session import obstacle
 from service.windows import embed
 from training.__main__ import main
+
+from .model_export.conftest import ABOUT, random_trained
 
 FIXTURES = Path("tests/fixtures")
 
 pytestmark = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device for torch")
 needs_onnxruntime_gpu = pytest.mark.skipif(
-    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
-    reason="no onnxruntime-gpu with a CUDA device",
+    obstacle("cuda") is not None, reason=f"no CUDA device for onnxruntime: {obstacle('cuda')}"
+)
+needs_tensorrt = pytest.mark.skipif(
+    obstacle("tensorrt") is not None, reason=f"no TensorRT for onnxruntime: {obstacle('tensorrt')}"
 )
 
 
@@ -54,3 +60,41 @@ def test_cuda_embeds_as_the_cpu_does():
         on_gpu, on_cpu = (embed(model.run, model.card, [model.logmel(samples)]).vector for model in models)
         # cuDNN may multiply in TF32: 10 bits of mantissa
         np.testing.assert_allclose(on_gpu, on_cpu, atol=2e-3 * np.abs(on_cpu).max())
+
+
+@needs_onnxruntime_gpu
+def test_auto_takes_cuda_and_passes_the_self_test_of_the_card():
+    model = Model.load(Path("models/byola"))
+    assert (model.device, model.precision) == ("cuda", "float32")
+    assert model.probe() is None
+
+
+@needs_onnxruntime_gpu
+def test_after_the_warm_up_every_length_runs_and_the_session_can_be_opened_again():
+    model = Model.load(Path("models/byola"), device="cuda")
+    model.warm_up(max_batch_frames=4096, max_batch_items=8)
+    model._session.reopen()
+    for length in padded_lengths(model.card.windows.frames):
+        (output,) = model.run([np.zeros((64, length), dtype=np.float32)])
+        assert output.count == length // 4
+
+
+@needs_onnxruntime_gpu
+def test_float16_on_cuda_points_where_float32_points(tmp_path):
+    clips = read_clips(FIXTURES, sample_rate=16_000, at_most=6)
+    export(random_trained("byola-2022"), tmp_path / "small", about=ABOUT, clips=clips, float16=True)
+    half, full = (
+        Model.load(tmp_path / "small", device="cuda", precision=precision)
+        for precision in ("float16", "float32")
+    )
+    assert half.probe() is None
+    for clip in clips:
+        a, b = (embed(model.run, model.card, [model.logmel(clip)]).vector for model in (half, full))
+        assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999
+
+
+@needs_tensorrt
+def test_tensorrt_embeds_as_the_cpu_does_and_keeps_its_engine(tmp_path):
+    model = Model.load(Path("models/byola"), device="tensorrt", max_batch=4, tensorrt_cache=tmp_path)
+    assert model.probe() is None
+    assert list(tmp_path.iterdir()), "the engine"

@@ -9,7 +9,7 @@ from model_export.errors import ExportError
 
 def test_a_folder_gives_its_clips_and_passes_over_what_is_none() -> None:
     clips = read_clips(FIXTURES, sample_rate=16_000, at_most=100)
-    assert len(clips) == 23  # of 28 files, five of them invalid
+    assert len(clips) == 33  # of 38 files, five of them invalid
     assert max(map(len, clips)) == 160_000, "at most 10 s of the 30 s of birds"
 
 

@@ -1,20 +1,23 @@
 """A trained encoder -> a folder -> the server's own Model, on real sounds."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from model_export.clips import FIXTURES
 from model_export.errors import ExportError
-from model_export.export import export
+from model_export.export import add_self_test, export
 from model_export.verify import cosines, distance, torch_embedding
 from model_export.weights import Trained
 from service.audio import decode
-from service.model import Model, load_card
+from service.model import Model, load_card, write_card
 from service.windows import embed
 
 from .conftest import ABOUT, MEAN, STD, random_encoder, random_trained
@@ -25,18 +28,18 @@ Array = NDArray[np.float32]
 @pytest.fixture(scope="module")
 def folder(trained: Trained, clips: list[Array], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "small"
-    export(trained, out, about=ABOUT, clips=clips, int8=True)
+    export(trained, out, about=ABOUT, clips=clips, int8=True, float16=True)
     return out
 
 
-@pytest.fixture(scope="module", params=["float32", "int8"])
+@pytest.fixture(scope="module", params=["float32", "float16", "int8"])
 def model(request: pytest.FixtureRequest, folder: Path) -> Model:
     return Model.load(folder, device="cpu", precision=request.param)
 
 
 def test_a_folder_holds_what_its_card_lists(folder: Path, trained: Trained) -> None:
     card = load_card(folder)
-    files = ["encoder.int8.onnx", "encoder.onnx", "frontend.safetensors"]
+    files = ["encoder.float16.onnx", "encoder.int8.onnx", "encoder.onnx", "frontend.safetensors"]
     assert sorted(card.files) == files
     assert sorted(path.name for path in folder.iterdir()) == ["card.json", *files]
     assert (card.normalization.mean, card.normalization.std) == (MEAN, STD)
@@ -76,9 +79,48 @@ def test_int8_is_near_float32_and_the_card_says_how_near(folder: Path, clips: li
     found = cosines(quantised, exact, [exact.logmel(clip) for clip in clips])
     variant = load_card(folder).variants["int8"]
     assert found.mean() > 0.999
-    assert variant["clips"] == 8  # every third of 23
-    assert variant["calibration_clips"] == 15
+    assert variant["clips"] == len(clips[::3])
+    assert variant["calibration_clips"] == len(clips) - len(clips[::3])
     assert found.min() - 1e-6 <= float(str(variant["cosine_min"])) <= float(str(variant["cosine_mean"])) <= 1
+
+
+def test_float16_is_nearer_and_half_as_large(folder: Path, clips: list[Array]) -> None:
+    """On the CPU's provider, which may keep 32 bits between two layers; a GPU keeps 16."""
+    exact, half = (Model.load(folder, device="cpu", precision=p) for p in ("float32", "float16"))
+    variant = load_card(folder).variants["float16"]
+    assert cosines(half, exact, [exact.logmel(clip) for clip in clips]).min() > 0.99999
+    assert 0.99999 < float(str(variant["cosine_min"])) <= float(str(variant["cosine_mean"])) <= 1
+    sizes = [(folder / name).stat().st_size for name in ("encoder.float16.onnx", "encoder.onnx")]
+    assert sizes[0] < 0.51 * sizes[1]
+    types = {each.data_type for each in onnx.load(folder / "encoder.float16.onnx").graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+
+
+def test_a_network_whose_numbers_16_bits_cannot_hold_is_refused(clips: list[Array], tmp_path: Path) -> None:
+    trained = random_trained("byola-2020")
+    first, second = (each for each in trained.encoder.fc if isinstance(each, torch.nn.Linear))
+    with torch.no_grad():
+        first.weight.mul_(1e7)
+        first.bias.mul_(1e7)
+        second.weight.mul_(1e-7)
+    with pytest.raises(ExportError, match="float16 graph is too far"):
+        export(trained, tmp_path / "a", about=ABOUT, clips=clips[:6], float16=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_card_has_the_self_test_of_every_graph(folder: Path) -> None:
+    expected = load_card(folder).self_test
+    assert expected is not None
+    assert sorted(expected.expected) == ["float16", "float32", "int8"]
+    for precision in ("float32", "float16", "int8"):
+        assert Model.load(folder, device="cpu", precision=precision).probe() is None
+
+
+def test_a_self_test_is_added_to_a_folder_that_has_none(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "old")
+    with_test = load_card(tmp_path / "old")
+    write_card(tmp_path / "old", with_test.model_copy(update={"self_test": None}))
+    assert add_self_test(tmp_path / "old") == with_test == load_card(tmp_path / "old")
 
 
 def test_int8_too_far_from_float32_is_refused_and_leaves_nothing(clips: list[Array], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from encoders.pooling import sum_max
-from model_export.graph import Float32, encoder_graph
+from model_export.graph import Float, encoder_graph
 from model_export.quantise import int8_graph
 from model_export.verify import distance
 from model_export.weights import Trained
@@ -22,7 +22,7 @@ def session_of(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 
 def float_graph(trained: Trained) -> onnx.ModelProto:
-    return encoder_graph(trained.encoder, mean=trained.mean, std=trained.std, arithmetic=Float32())
+    return encoder_graph(trained.encoder, mean=trained.mean, std=trained.std, arithmetic=Float())
 
 
 def run(session: onnxruntime.InferenceSession, logmel: Array, lengths: list[int]) -> dict[str, NDArray]:

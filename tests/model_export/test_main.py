@@ -45,6 +45,18 @@ def test_a_published_file_becomes_a_folder_under_its_licence(
     assert Model.load(tmp_path / "ntt", device="cpu").precision == "int8"
 
 
+def test_a_self_test_is_written_on_request_and_a_bad_folder_is_told(
+    make_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine"
+    assert main(["export", "--run", str(make_run()), "--out", str(out), "--float16"]) == 0
+    assert "float16: cosine to float32" in capsys.readouterr().out
+    assert main(["self-test", "--model", str(out)]) == 0
+    assert "the self-test of float32, float16 is in the card" in capsys.readouterr().out
+    assert main(["self-test", "--model", str(tmp_path)]) == 1
+    assert "card.json cannot be read" in capsys.readouterr().err
+
+
 def test_int8_without_clips_to_calibrate_with_is_refused(
     make_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,150 @@
+"""Resident memory over many requests of random lengths: does it stay what it was after the first of them?
+
+Lengths are drawn from 0.1 to 60 s, as many below 2.4 s as above. `model`: decode, log-mel, windows and graph
+in this process, one request after the other. `server`: a server of its own, 8 clients, the WAV as the body.
+The first mark is after 5 % of the requests: of 100 000, which take some hours, after 5 000.
+
+Out: results/memory.json.
+"""
+
+import argparse
+import http.client
+import math
+import random
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.clients import HOST
+from benchmarks.results import Result, markdown, say, write
+from benchmarks.servers import ROOT, running, viola
+from service.audio import decode
+from service.model import Model
+from service.settings import Settings
+from service.threads import plan
+from service.windows import embed
+
+SHORTEST_S, LONGEST_S = 0.1, 60.0
+RATE_HZ = 16_000
+CLIENTS = 8
+MARKS = (0.05, 0.1, 0.2, 0.5, 1.0)  # shares of the requests
+ALLOWED = 0.1  # of growth since the first mark
+SEED = 0
+
+_noise = random.Random(SEED).randbytes(2 * int(RATE_HZ * LONGEST_S))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "byola", help="a model folder")
+    parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--level", choices=["model", "server", "both"], default="both")
+    arguments = parser.parse_args()
+    levels = LEVELS if arguments.level == "both" else {arguments.level: LEVELS[arguments.level]}
+    rows = [row for level in levels.values() for row in level(arguments.model, arguments.requests)]
+    name = "memory" if arguments.level == "both" else f"memory-{arguments.level}"
+    say(f"{write(name, rows, requests=arguments.requests, allowed=ALLOWED)} written")
+    say(table({"rows": rows, "allowed": ALLOWED}))
+
+
+def clips(count: int) -> Iterator[bytes]:
+    """So many WAV files of noise, each of another length; the same ones every time."""
+    draw = random.Random(SEED)
+    low, high = math.log(SHORTEST_S), math.log(LONGEST_S)
+    for _ in range(count):
+        n = int(RATE_HZ * math.exp(draw.uniform(low, high)))
+        yield wav(_noise[: 2 * n])
+
+
+def wav(samples: bytes) -> bytes:
+    """samples: 16 bits, mono, at RATE_HZ."""
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, RATE_HZ, 2 * RATE_HZ, 2, 16)
+    data = struct.pack("<4sI", b"data", len(samples)) + samples
+    return struct.pack("<4sI4s", b"RIFF", 4 + len(form) + len(data), b"WAVE") + form + data
+
+
+def of_model(folder: Path, count: int) -> list[dict[str, Any]]:
+    model = Model.load(folder, device="cpu", threads=plan(Settings()).inference)
+    marks = Marks("model", count, lambda: resident_mb("self"))
+    for clip in clips(count):
+        waveform = decode(clip, sample_rate=model.card.sample_rate)
+        embed(model.run, model.card, [model.logmel(waveform.samples)])
+        marks.count()
+    return marks.rows
+
+
+def of_server(folder: Path, count: int) -> list[dict[str, Any]]:
+    with running(viola(folder, "auto")) as server, ThreadPoolExecutor(CLIENTS) as pool:
+        marks = Marks("server", count, lambda: resident_mb(str(server.pid)))
+        waiting = clips(count)
+        lock = threading.Lock()
+
+        def work() -> None:
+            connection = http.client.HTTPConnection(HOST, server.port, timeout=120)
+            while True:
+                with lock:
+                    clip = next(waiting, None)
+                if clip is None:
+                    connection.close()
+                    return
+                connection.request("POST", "/embed?encoding=base64", clip, {"Content-Type": "audio/wav"})
+                answer = connection.getresponse()
+                body = answer.read()
+                assert answer.status == 200, body
+                with lock:
+                    marks.count()
+
+        for each in [pool.submit(work) for _ in range(CLIENTS)]:
+            each.result()
+    return marks.rows
+
+
+LEVELS: dict[str, Callable[[Path, int], list[dict[str, Any]]]] = {"model": of_model, "server": of_server}
+
+
+class Marks:
+    """Counts requests and reads the memory when a share of them is done."""
+
+    def __init__(self, level: str, requests: int, memory_mb: Callable[[], float]) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._level = level
+        self._waiting = [max(1, round(share * requests)) for share in MARKS]
+        self._memory_mb = memory_mb
+        self._counted = 0
+        self._started = time.monotonic()
+
+    def count(self) -> None:
+        self._counted += 1
+        while self._waiting and self._counted >= self._waiting[0]:
+            row = {
+                "level": self._level,
+                "requests": self._waiting.pop(0),
+                "rss_mb": round(self._memory_mb(), 1),
+            }
+            self.rows.append(row)
+            say(f"{row} after {time.monotonic() - self._started:.0f} s")
+
+
+def resident_mb(pid: str) -> float:
+    """VmRSS of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1000
+
+
+def table(result: Result) -> str:
+    """For README.md."""
+    rows = []
+    for level in dict.fromkeys(row["level"] for row in result["rows"]):
+        marks = [row for row in result["rows"] if row["level"] == level]
+        first, last = marks[0]["rss_mb"], marks[-1]["rss_mb"]
+        seen = ", ".join(f"{row['rss_mb']:.0f} ({row['requests']:,})" for row in marks)
+        rows.append([level, seen, f"**{last / first - 1:+.1%}**"])
+    return markdown(["level", "resident MB (after so many requests)", "growth since the first mark"], rows)
+
+
+if __name__ == "__main__":
+    main()
