@@ -2,13 +2,16 @@
 PYTHON ?= python3
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: serve test check format demo bench clean
+.PHONY: serve test soak check format demo bench clean
 
 serve: .venv-serve/ready  ## set up the server's environment (no torch) and serve models/ on port 8000
 	.venv-serve/bin/python -m service
 
 test: .venv/ready  ## set up everything and run the tests
 	.venv/bin/python -m pytest
+
+soak: .venv/ready  ## faults of all kinds against a real server under load, about five minutes; ends with a ledger
+	.venv/bin/python -m benchmarks.soak
 
 check: .venv/ready  ## lint and types
 	.venv/bin/ruff check .
@@ -22,14 +25,15 @@ format: .venv/ready
 demo: .venv/ready  ## the whole chain on a few clips: train tiny, export, serve, embed
 	.venv/bin/python -m benchmarks.demo
 
-bench: .venv/ready  ## measure speed, about seven minutes on an idle machine; the tables land in benchmarks/README.md
+bench: .venv/ready  ## measure speed, 16 minutes on an idle machine, 10 more the first time; the tables land in benchmarks/README.md
+	.venv/bin/python -m benchmarks.peers.install
 	.venv/bin/python -m benchmarks.overhead
 	.venv/bin/python -m benchmarks.load
 	.venv/bin/python -m benchmarks.training
 	.venv/bin/python -m benchmarks.report
 
 clean:
-	rm -rf .venv .venv-serve build
+	rm -rf .venv .venv-serve .venv-peers build
 
 .venv-serve/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-serve
@@ -38,5 +42,5 @@ clean:
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet '.[cpu,bulk,train,dev]'
+	.venv/bin/pip install --quiet '.[cpu,bulk,otel,train,dev]'
 	touch $@

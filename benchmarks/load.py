@@ -1,34 +1,45 @@
-"""Requests per second and latency at 1, 8, 32 and 64 clients: viola beside other servers of the same network.
+"""Requests per second and latency at 1, 8, 32 and 64 clients: viola beside other servers of the same graph.
 
-All servers are up at the same time and get bursts in turn, the idle ones cost nothing; a machine's speed
-drifts, so that only ratios within one round count: each row's rate over that of REFERENCE.
+Two sets, one with the float32 graph and one with the int8 graph. Within a set the servers get bursts in turn,
+because a machine's speed drifts: only ratios within one round count, each row's rate over that of viola's
+multipart upload with a JSON answer, which is what all peers are asked for. Servers that cost nothing at rest
+are up together; each of the others is alone with viola. The order within a round is turned around from round
+to round. A peer that has no environment (benchmarks/peers/install.py) or does not start is left out, which is
+said.
 
-Out: results/load.json. A new peer is one more entry in `entries`.
+Out: results/load.json. A new peer is one more entry in benchmarks/peers/catalogue.py.
 """
 
 import argparse
+import base64
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from benchmarks import uploads
 from benchmarks.clients import Burst, burst
+from benchmarks.peers.catalogue import PEERS, Peer
+from benchmarks.peers.install import is_installed, version_of
 from benchmarks.results import Result, markdown, middle, say, span, write
 from benchmarks.servers import ROOT, Running, Server, running, viola
 from service.model import GRAPH_FILES, load_card
 
-REFERENCE = "viola float32"
-IDLE_S = 2.0  # how long idle CPU is watched
-EMBEDDING_SIZE = 3072  # numbers; as base64 it is a string of more characters
+GRAPHS = ("float32", "int8")
+IDLE_S = 3.0  # how long idle CPU is watched
+WARM_UP_S = 2.0  # of most clients, then of one: BentoML learns how long batches take
+SAME = 0.999  # cosine of an answer with viola's; the int8 graph's depends on nothing but the sound either
+GOALS = {"float32": 1.0, "int8": 2.0}  # viola's rate over the best peer's; int8: at 32 clients
+GOAL_CLIENTS = 32
 
 
 @dataclass(frozen=True)
@@ -44,124 +55,280 @@ class Entry:
         return self.body(self.path, clip)
 
 
-def entries(model: Path) -> list[Entry]:
-    """The reference first. Every server answers a multipart upload with a JSON list, viola also otherwise."""
-    float32, int8 = viola(model, "float32"), viola(model, "int8")
-    found = [Entry(REFERENCE, float32)]
-    if GRAPH_FILES["int8"] in load_card(model).files:
-        found.append(Entry("viola int8", int8))
-        found.append(Entry("viola int8, raw body, base64", int8, "/embed?encoding=base64", uploads.raw))
-    return [
-        *found,
-        Entry("FastAPI + PyTorch", plain_fastapi("plain FastAPI")),
-        Entry(
-            "FastAPI + PyTorch, 1 thread a call", plain_fastapi("plain FastAPI 1 thread", TORCH_THREADS="1")
-        ),
-    ]
+@dataclass
+class Measured:
+    """One entry in one group: its bursts by number of clients, the reference's beside them, and what it takes
+    at rest."""
 
-
-def plain_fastapi(name: str, **environment: str) -> Server:
-    app = "benchmarks.peers.plain_fastapi:app"
-    uvicorn = (sys.executable, "-m", "uvicorn", app, "--port", "{port}", "--no-access-log")
-    return Server(name, uvicorn, environment, ready="/health")
+    entry: Entry
+    bursts: dict[int, list[Burst]] = field(default_factory=lambda: defaultdict(list))
+    reference: dict[int, list[Burst]] = field(default_factory=lambda: defaultdict(list))
+    idle_cpu: float = 0.0
+    memory_mb: float = 0.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "byola", help="a model folder")
+    parser.add_argument("--graphs", default=",".join(GRAPHS))
+    parser.add_argument("--peers", help="their names in the table, with a semicolon between; default: all")
     parser.add_argument("--clients", default="1,8,32,64")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.5, help="of each burst")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each burst")
     arguments = parser.parse_args()
     clients = [int(count) for count in arguments.clients.split(",")]
-    rows = measure(entries(arguments.model), clients, arguments.rounds, arguments.seconds)
-    path = write("load", rows, rounds=arguments.rounds, seconds=arguments.seconds, reference=REFERENCE)
+    peers = chosen(arguments.peers)
+    rows: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
+    for graph in arguments.graphs.split(","):
+        if GRAPH_FILES[graph] not in load_card(arguments.model).files:
+            skipped[f"the {graph} graph"] = "the model has none"
+            continue
+        for group in groups(arguments.model, graph, peers, skipped):
+            rows += measure(group, graph, clients, arguments.rounds, arguments.seconds, skipped)
+    path = write(
+        "load",
+        merged(rows),
+        rounds=arguments.rounds,
+        seconds=arguments.seconds,
+        peers={peer.folder: f"{peer.package} {version_of(peer.folder, peer.package)}" for peer in peers},
+        skipped=skipped,
+    )
     say(f"{path} written")
 
 
+def chosen(names: str | None) -> list[Peer]:
+    if names is None:
+        return list(PEERS)
+    asked = [name.strip() for name in names.split(";") if name.strip()]
+    by_name = {peer.name: peer for peer in PEERS}
+    unknown = [name for name in asked if name not in by_name]
+    if unknown:
+        sys.exit(f"there is no peer {unknown[0]!r}; there are {'; '.join(by_name)}")
+    return [by_name[name] for name in asked]
+
+
+def groups(model: Path, graph: str, peers: Sequence[Peer], skipped: dict[str, str]) -> Iterator[list[Entry]]:
+    """Entries whose servers are up together, the reference first. Peers without an environment are told."""
+    server = viola(model, graph)
+    reference = Entry(f"viola {graph}", server)
+    own = Entry(f"viola {graph}, raw body, base64", server, "/embed?encoding=base64", uploads.raw)
+    there = [peer for peer in peers if _is_there(peer, skipped)]
+    quiet = [peer for peer in there if not peer.busy_at_rest]
+    yield [reference, own, *(_entry(peer, model, graph) for peer in quiet)]
+    for peer in there:
+        if peer.busy_at_rest:
+            yield [reference, _entry(peer, model, graph)]
+
+
+def _is_there(peer: Peer, skipped: dict[str, str]) -> bool:
+    if is_installed(peer.folder):
+        return True
+    if peer.name not in skipped:
+        skipped[peer.name] = f"not installed; python -m benchmarks.peers.install {peer.folder}"
+        say(f"{peer.name} is left out: {skipped[peer.name]}")
+    return False
+
+
+def _entry(peer: Peer, model: Path, graph: str) -> Entry:
+    return Entry(peer.name, peer.server(model, graph), peer.path, peer.body)
+
+
 def measure(
-    compared: Sequence[Entry], clients: Sequence[int], rounds: int, seconds: float
+    group: Sequence[Entry],
+    graph: str,
+    clients: Sequence[int],
+    rounds: int,
+    seconds: float,
+    skipped: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """One row for each entry and number of clients."""
+    """One row for each entry and number of clients; servers that fail to start or to answer are left out."""
     clip = uploads.CLIP.read_bytes()
-    posts = {entry.name: entry.request(clip) for entry in compared}
-    bursts: dict[tuple[str, int], list[Burst]] = defaultdict(list)
+    posts = {entry.name: entry.request(clip) for entry in group}
+    with started(group, skipped) as up:
+        reference = group[0]
+        vector = vector_of(uploads.answer_to(up[reference.server.name].port, posts[reference.name]))
+        compared = [
+            Measured(entry)
+            for entry in group
+            if entry.server.name in up and _answers(up[entry.server.name], entry, clip, vector, skipped)
+        ]
+        if not compared or compared[0].entry is not reference:
+            raise RuntimeError(f"{reference.name} does not answer as a server of the same model would")
+        for one in compared:
+            _warm_up(up[one.entry.server.name], posts[one.entry.name], max(clients))
+        for number, count in product(range(rounds), clients):
+            for one in compared if number % 2 == 0 else compared[::-1]:
+                server, name = up[one.entry.server.name], one.entry.name
+                done = attempt(server, posts[name], clients=count, seconds=seconds)
+                one.bursts[count].append(done)
+                say(f"{graph} {number + 1}/{rounds}, {count} clients, {name}: {done.per_s:.0f} requests/s")
+        for one in compared:
+            one.reference = compared[0].bursts
+        _watch_at_rest(compared, up)
+    return [row(one, graph, count) for one, count in product(compared, clients)]
+
+
+@contextmanager
+def started(group: Sequence[Entry], skipped: dict[str, str]) -> Iterator[dict[str, Running]]:
+    """The servers of a group by name, each once: entries may share one. Those that fail to start are told."""
+    up: dict[str, Running] = {}
+    failed: set[str] = set()
     with ExitStack() as stack:
-        up = {server.name: stack.enter_context(running(server)) for server in servers_of(compared)}
-        for entry in compared:
-            check(up[entry.server.name], posts[entry.name])
-            burst(up[entry.server.name].port, posts[entry.name], clients=max(clients), seconds=seconds)
-        for number, count, entry in product(range(rounds), clients, compared):
-            server = up[entry.server.name]
-            one = burst(server.port, posts[entry.name], clients=count, seconds=seconds, cpu_s=server.cpu_s)
-            bursts[entry.name, count].append(one)
-            say(f"{number + 1}/{rounds}, {count} clients, {entry.name}: {one.per_s:.0f} requests/s")
-        idle = {name: idle_share(server) for name, server in up.items()}
-        memory = {name: server.memory_mb() for name, server in up.items()}
-    return [
-        row(entry, count, bursts[entry.name, count], bursts[REFERENCE, count])
-        | {"idle_cpu": round(idle[entry.server.name], 3), "memory_mb": round(memory[entry.server.name])}
-        for entry, count in product(compared, clients)
-    ]
+        for entry in group:
+            name = entry.server.name
+            if name not in up and name not in failed:
+                try:
+                    up[name] = stack.enter_context(running(entry.server))
+                except RuntimeError as error:
+                    failed.add(name)
+                    skipped[entry.name] = str(error).replace(f"{ROOT}/", "")
+                    say(f"{entry.name} is left out: {error}")
+        yield up
 
 
-def servers_of(compared: Sequence[Entry]) -> list[Server]:
-    """Each once: entries may share one."""
-    return list({entry.server.name: entry.server for entry in compared}.values())
+def _answers(
+    server: Running, entry: Entry, clip: bytes, expected: NDArray[np.float64], skipped: dict[str, str]
+) -> bool:
+    """With the vector that viola answers. What it does instead is told."""
+    try:
+        vector = vector_of(uploads.answer_to(server.port, entry.request(clip)))
+        likeness = float(vector @ expected / np.linalg.norm(vector) / np.linalg.norm(expected))
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        skipped[entry.name] = f"wrong answer: {error}"
+    else:
+        if likeness >= SAME:
+            return True
+        skipped[entry.name] = f"another vector than viola's (cosine {likeness:.4f})"
+    say(f"{entry.name} is left out: {skipped[entry.name]}")
+    return False
 
 
-def check(server: Running, request: bytes) -> None:
-    answer = orjson.loads(uploads.answer_to(server.port, request))
-    assert len(answer["embedding"]) >= EMBEDDING_SIZE, f"{server.server.name} answers with another model"
+def vector_of(answer: bytes) -> NDArray[np.float64]:
+    """The embedding in an answer of any server: bare, in a list of one, as `embedding`, or as OpenAI does; as
+    numbers or as base64 of float32."""
+    found = orjson.loads(answer)
+    if isinstance(found, dict):
+        found = found["data"][0]["embedding"] if "data" in found else found["embedding"]
+    if isinstance(found, list) and isinstance(found[0], list):
+        found = found[0]
+    if isinstance(found, str):
+        return np.frombuffer(base64.b64decode(found), dtype="<f4").astype(np.float64)
+    return np.array(found, dtype=np.float64)
 
 
-def idle_share(server: Running) -> float:
+def _warm_up(server: Running, request: bytes, most_clients: int) -> None:
+    attempt(server, request, clients=most_clients, seconds=WARM_UP_S)
+    attempt(server, request, clients=1, seconds=WARM_UP_S / 4)
+
+
+def attempt(server: Running, request: bytes, *, clients: int, seconds: float) -> Burst:
+    """A burst; where nobody listens any more, one of failures alone."""
+    try:
+        return burst(server.port, request, clients=clients, seconds=seconds, cpu_s=server.cpu_s)
+    except OSError:
+        return Burst(failures=Counter({"nobody listens": clients}), seconds=seconds)
+
+
+def _watch_at_rest(compared: Sequence[Measured], up: dict[str, Running]) -> None:
     """Of one core, while nobody asks for anything."""
-    before = server.cpu_s()
+    before = {name: server.cpu_s() for name, server in up.items()}
     time.sleep(IDLE_S)
-    return (server.cpu_s() - before) / IDLE_S
+    idle = {name: (server.cpu_s() - before[name]) / IDLE_S for name, server in up.items()}
+    for one in compared:
+        name = one.entry.server.name
+        one.idle_cpu, one.memory_mb = max(0.0, idle[name]), up[name].memory_mb()
 
 
-def row(entry: Entry, clients: int, bursts: list[Burst], reference: list[Burst]) -> dict[str, Any]:
-    latencies_ms = [1000 * latency_s for one in bursts for latency_s in one.latencies_s]
+def row(one: Measured, graph: str, clients: int) -> dict[str, Any]:
+    bursts, reference = one.bursts[clients], one.reference[clients]
+    latencies_ms = [1000 * latency_s for each in bursts for latency_s in each.latencies_s] or [0.0]
     p50, p95, p99 = np.percentile(latencies_ms, [50, 95, 99]).tolist()
     return {
-        "entry": entry.name,
+        "graph": graph,
+        "entry": one.entry.name,
         "clients": clients,
-        "per_s": middle([one.per_s for one in bursts]),
-        "ratio": middle([one.per_s / other.per_s for one, other in zip(bursts, reference, strict=True)]),
+        "per_s": middle([each.per_s for each in bursts]),
+        "ratio": middle([each.per_s / other.per_s for each, other in zip(bursts, reference, strict=True)]),
         "p50_ms": round(p50, 2),
         "p95_ms": round(p95, 2),
         "p99_ms": round(p99, 2),
-        "cpu_ms": middle([one.cpu_ms for one in bursts]),
-        "requests": len(latencies_ms),
-        "failures": sum(one.failures.total() for one in bursts),
+        "cpu_ms": middle([each.cpu_ms for each in bursts]),
+        "requests": sum(len(each.latencies_s) for each in bursts),
+        "failures": sum(each.failures.total() for each in bursts),
+        "idle_cpu": round(one.idle_cpu, 3),
+        "memory_mb": round(one.memory_mb),
     }
 
 
+def merged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without viola's rows of the later groups: it is measured in each, and told as it was beside most."""
+    first: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for each in rows:
+        first.setdefault((each["graph"], each["entry"], each["clients"]), each)
+    return list(first.values())
+
+
 def table(result: Result) -> str:
-    """For README.md."""
-    header = ["clients", "server", "requests/s", f"× {result['reference']}", "p50 / p95 / p99 ms", "CPU ms"]
-    rows = sorted(result["rows"], key=lambda row: int(row["clients"]))
-    still = {row["entry"]: [row["entry"], f"{row['idle_cpu']:.0%}", row["memory_mb"]] for row in rows}
-    return "\n\n".join(
-        [
-            markdown([*header, "failures"], [_cells(row) for row in rows]),
-            "At rest after the load:",
-            markdown(["server", "CPU of one core", "memory (PSS) MB"], list(still.values())),
-        ]
-    )
+    """For README.md: one table and one verdict for each graph."""
+    parts = []
+    for graph in GRAPHS:
+        rows = [each for each in result["rows"] if each["graph"] == graph]
+        if rows:
+            parts += [f"The {graph} graph:", _rows_of(rows, graph), verdict(rows, graph)]
+    peers = ", ".join(sorted(set(result["peers"].values())))
+    parts.append(f"The peers: {peers}.")
+    parts += [f"Left out: {name} ({reason})." for name, reason in result["skipped"].items()]
+    return "\n\n".join(parts)
 
 
-def _cells(row: dict[str, Any]) -> list[object]:
+def _rows_of(rows: Sequence[dict[str, Any]], graph: str) -> str:
+    header = ["clients", "server", "requests/s", f"× viola {graph}", "p50 / p95 / p99 ms", "CPU ms"]
+    header += ["CPU at rest", "MB", "failures"]
+    by_clients = sorted(rows, key=lambda each: int(each["clients"]))
+    return markdown(header, [_cells(each) for each in by_clients])
+
+
+def verdict(rows: Sequence[dict[str, Any]], graph: str) -> str:
+    """Against the goal, in a sentence for each number of clients."""
+    counts = sorted({int(each["clients"]) for each in rows})
+    sentences = list(filter(None, (_sentence(rows, count, graph) for count in counts)))
+    if not sentences:
+        return "No peer was measured."
+    goal = "ahead of every peer" if graph == "float32" else f"{GOALS[graph]:g} × the best at {GOAL_CLIENTS}"
+    return f"Beside the best peer (the goal: {goal}): " + "; ".join(sentences) + "."
+
+
+def _sentence(rows: Sequence[dict[str, Any]], clients: int, graph: str) -> str:
+    here = [each for each in rows if each["clients"] == clients]
+    peers = [each for each in here if not each["entry"].startswith("viola")]
+    if not peers:
+        return ""
+    best = max(peers, key=_median_ratio)
+    if not (ratio := _median_ratio(best)):
+        return f"no peer answers at {clients}"
+    own = max(_median_ratio(each) for each in here if each["entry"].startswith("viola"))
+    goal = GOALS[graph] if graph == "float32" or clients == GOAL_CLIENTS else None
+    reached = "" if goal is None else " (reached)" if 1 / ratio > goal else " (**not reached**)"
+    fastest = f", {own / ratio:.2f} × with a raw body and base64"
+    return f"{clients} client{'s' * (clients > 1)}: {1 / ratio:.2f} × {best['entry']}{fastest}{reached}"
+
+
+def _median_ratio(each: dict[str, Any]) -> float:
+    return float(each["ratio"]["median"])
+
+
+def _cells(each: dict[str, Any]) -> list[object]:
     return [
-        row["clients"],
-        row["entry"],
-        f"{row['per_s']['median']:.0f}",
-        f"**{span(row['ratio'])}**",
-        f"{row['p50_ms']:.1f} / {row['p95_ms']:.1f} / {row['p99_ms']:.1f}",
-        f"{row['cpu_ms']['median']:.2f}",
-        f"{row['failures']} of {row['requests']}",
+        each["clients"],
+        each["entry"],
+        f"{each['per_s']['median']:.0f}",
+        f"**{span(each['ratio'])}**",
+        f"{each['p50_ms']:.1f} / {each['p95_ms']:.1f} / {each['p99_ms']:.1f}",
+        f"{each['cpu_ms']['median']:.2f}",
+        f"{each['idle_cpu']:.0%}",
+        each["memory_mb"],
+        f"{each['failures']} of {each['requests'] + each['failures']}",
     ]
 
 

@@ -5,28 +5,43 @@
 
 import re
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
-from benchmarks import load, overhead, training
 from benchmarks.results import Result, read, say
 
 README = Path(__file__).parent / "README.md"
-TABLES: dict[str, Callable[[Result], str]] = {
-    "overhead": overhead.table,
-    "load": load.table,
-    "training": training.table,
-}
+
+# Each is a script of this folder, which writes results/NAME.json and has `table(result) -> str`.
+NAMES = (
+    "overhead",
+    "batching",
+    "load",
+    "fairness",
+    "long_audio",
+    "memory",
+    "soak",
+    "gpu",
+    "training",
+)
 
 
 def main() -> None:
     page = README.read_text(encoding="utf-8")
-    for name, table in TABLES.items():
+    for name in NAMES:
         result = read(name)
         if result is None:
             say(f"{name}: no result yet")
-            continue
-        page = with_section(page, name, f"{caption(result)}\n\n{table(result)}")
+        page = with_section(page, name, section(name, result))
     README.write_text(page, encoding="utf-8")
+
+
+def section(name: str, result: Result | None) -> str:
+    """What stands between the markers. The script is imported only when there is something to show."""
+    if result is None:
+        return "*Not measured yet.*"
+    table: Callable[[Result], str] = import_module(f"benchmarks.{name}").table
+    return f"{caption(result)}\n\n{table(result)}"
 
 
 def caption(result: Result) -> str:

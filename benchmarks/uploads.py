@@ -1,6 +1,8 @@
-"""A clip's bytes in, the bytes of a whole HTTP request out: as raw body or as multipart form."""
+"""A clip's bytes in, the bytes of a whole HTTP request out: as raw body, multipart form or JSON."""
 
+import base64
 import http.client
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +29,13 @@ def multipart(path: str, clip: bytes) -> bytes:
     )
     body = head.encode() + clip + f"\r\n--{BOUNDARY}--\r\n".encode()
     return _post(path, f"multipart/form-data; boundary={BOUNDARY}", body)
+
+
+def data_uri(path: str, clip: bytes) -> bytes:
+    """As infinity's own route takes sound, an extension of OpenAI's /v1/embeddings; base64 wanted back."""
+    uri = "data:audio/wav;base64," + base64.b64encode(clip).decode()
+    asked = {"model": "viola", "input": [uri], "modality": "audio", "encoding_format": "base64"}
+    return _post(path, "application/json", json.dumps(asked).encode())
 
 
 def _post(path: str, content_type: str, body: bytes) -> bytes:

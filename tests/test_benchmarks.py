@@ -1,5 +1,8 @@
-"""The benchmarks' own logic: that bursts count right, end in time, and that tables find their place."""
+"""The benchmarks' own logic: bursts count right and end in time, wrong answers are left out, tables find
+their place."""
 
+import base64
+import json
 import os
 import socketserver
 import sys
@@ -8,17 +11,38 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
-from benchmarks import uploads
+from benchmarks import load, uploads
 from benchmarks.clients import burst
-from benchmarks.report import with_section
+from benchmarks.load import Entry
+from benchmarks.peers import install
+from benchmarks.peers.catalogue import PEERS
+from benchmarks.report import NAMES, README, section, with_section
 from benchmarks.results import middle
 from benchmarks.servers import Server, family, running
 
 CLIP = b"not really sound"
+
+# A server that answers every request with the body in its last argument.
+ANSWERING = """
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(sys.argv[2])))
+        self.end_headers()
+        self.wfile.write(sys.argv[2].encode())
+    do_POST = do_GET
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+"""
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -137,3 +161,201 @@ def test_a_table_replaces_what_is_between_its_markers() -> None:
 def test_medians_come_with_their_quartiles() -> None:
     assert middle([4.0, 1.0, 2.0, 3.0, 5.0]) == {"median": 3, "low": 2, "high": 4}
     assert middle([7.0]) == {"median": 7, "low": 7, "high": 7}
+
+
+def answering(name: str, answer: str) -> Entry:
+    return Entry(name, Server(name, (sys.executable, "-c", ANSWERING, "{port}", answer), ready="/"))
+
+
+def numbers(*values: float) -> str:
+    return json.dumps({"embedding": values})
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "WARM_UP_S", 0.05)
+    monkeypatch.setattr(load, "IDLE_S", 0.05)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_servers_are_compared_that_answer_alike_and_the_others_are_told() -> None:
+    skipped: dict[str, str] = {}
+    broken = Entry("broken", Server("broken", (sys.executable, "-c", "raise SystemExit(3)")))
+    group = [
+        answering("viola float32", numbers(1, 2)),
+        answering("a peer", "[[1.0, 2.0]]"),
+        answering("of another model", numbers(2, -1)),
+        broken,
+    ]
+    rows = load.measure(group, "float32", [1, 2], rounds=2, seconds=0.1, skipped=skipped)
+    assert [(row["entry"], row["clients"]) for row in rows] == [
+        *(("viola float32", 1), ("viola float32", 2), ("a peer", 1), ("a peer", 2))
+    ]
+    for row in rows:
+        assert row["requests"] > 0
+        assert row["failures"] == 0
+        assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+        assert row["memory_mb"] > 1
+    assert [row["ratio"]["median"] for row in rows[:2]] == [1, 1]
+    assert "ended with code 3" in skipped["broken"]
+    assert skipped["of another model"] == "another vector than viola's (cosine 0.0000)"
+
+
+@pytest.mark.usefixtures("hurried")
+def test_nothing_is_compared_when_viola_itself_is_missing() -> None:
+    entry = answering("viola float32", "no JSON")
+    with pytest.raises(ValueError):
+        load.measure([entry], "float32", [1], rounds=1, seconds=0.1, skipped={})
+
+
+def test_a_server_that_is_gone_has_failures_and_no_answers() -> None:
+    entry = answering("gone", numbers(1))
+    with running(entry.server) as server:
+        pass
+    result = load.attempt(server, entry.request(CLIP), clients=3, seconds=0.1)
+    assert result.failures == {"nobody listens": 3}
+    assert result.per_s == 0
+
+
+def test_what_a_server_leaves_behind_is_ended_with_it() -> None:
+    leaves = "import subprocess, sys; subprocess.Popen(['sleep', '60'], start_new_session=True);" + ANSWERING
+    with running(Server("leaves", (sys.executable, "-c", leaves, "{port}", "x"), ready="/")) as server:
+        (child,) = set(family(server.pid)) - {server.pid}
+    for _ in range(100):
+        # A process that was ended stays as a zombie (Z) until its parent has seen it.
+        stat = Path(f"/proc/{child}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.02)
+    pytest.fail("the child still runs")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"embedding": [1.5, -2.0]},
+        [[1.5, -2.0]],
+        [1.5, -2.0],
+        {"data": [{"embedding": [1.5, -2.0]}]},
+        {"data": [{"embedding": base64.b64encode(np.float32([1.5, -2.0]).tobytes()).decode()}]},
+    ],
+)
+def test_the_vector_is_found_in_every_form_of_answer(answer: Any) -> None:
+    assert load.vector_of(json.dumps(answer).encode()).tolist() == [1.5, -2.0]
+
+
+def test_a_data_uri_holds_the_clip() -> None:
+    head, _, body = uploads.data_uri("/embeddings", CLIP).partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(body)}".encode() in head
+    (uri,) = json.loads(body)["input"]
+    assert base64.b64decode(uri.removeprefix("data:audio/wav;base64,")) == CLIP
+
+
+def test_peers_without_an_environment_are_told_and_busy_ones_are_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "ENVIRONMENTS", tmp_path)
+    skipped: dict[str, str] = {}
+    (alone,) = load.groups(Path("models/byola"), "int8", PEERS, skipped)
+    assert [entry.name for entry in alone] == ["viola int8", "viola int8, raw body, base64"]
+    assert set(skipped) == {peer.name for peer in PEERS}
+    assert skipped["Ray Serve"] == "not installed; python -m benchmarks.peers.install ray"
+
+    for name in ("fastapi", "ray"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "installed.txt").write_text(install.requirements(name).read_text())
+    together, busy = load.groups(Path("models/byola"), "int8", PEERS, {})
+    assert [entry.name for entry in together[2:]] == ["FastAPI", "FastAPI, 1 thread a call"]
+    assert [entry.name for entry in busy] == ["viola int8", "Ray Serve"]
+
+
+def test_an_environment_is_remade_when_its_requirements_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "ENVIRONMENTS", tmp_path)
+    assert not install.is_installed("ray")
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "installed.txt").write_text("ray==1.0\n")
+    assert not install.is_installed("ray")
+
+
+def test_every_peer_has_a_server_and_pinned_requirements() -> None:
+    assert {peer.folder for peer in PEERS} == set(install.NAMES)
+    for peer in PEERS:
+        source = install.FOLDER / peer.folder / "server.py"
+        compile(source.read_text(encoding="utf-8"), source, "exec")
+        lines = install.requirements(peer.folder).read_text().splitlines()
+        unpinned = [line for line in lines if not line.startswith("#") and "==" not in line]
+        assert not unpinned
+        assert install.version_of(peer.folder, peer.package)
+
+
+def test_peers_run_the_same_file_with_the_same_threads() -> None:
+    settings = [peer.server(Path("models/byola"), "int8") for peer in PEERS]
+    assert len({server.environment["PEER_MODEL"] for server in settings}) == 1
+    assert {server.environment["PEER_PRECISION"] for server in settings} == {"int8"}
+    assert {server.environment["OPENBLAS_NUM_THREADS"] for server in settings} == {"1"}
+    assert len({(server.name, server.command) for server in settings}) == len(
+        {(peer.folder, peer.variant) for peer in PEERS}
+    )
+
+
+def row(entry: str, clients: int, ratio: float, graph: str = "int8") -> dict[str, Any]:
+    return {
+        "graph": graph,
+        "entry": entry,
+        "clients": clients,
+        "per_s": middle([100 * ratio]),
+        "ratio": middle([ratio]),
+        "p50_ms": 1.25,
+        "p95_ms": 2.0,
+        "p99_ms": 3.0,
+        "cpu_ms": middle([4.0]),
+        "requests": 98,
+        "failures": 2,
+        "idle_cpu": 0.07,
+        "memory_mb": 200,
+    }
+
+
+def test_the_table_tells_the_best_peer_and_whether_the_goal_is_reached() -> None:
+    viola_rows = [row("viola int8", 32, 1.0), row("viola int8, raw body, base64", 32, 1.2)]
+    peers = [row("slow", 32, 0.25), row("infinity", 32, 0.4)]
+    assert load.verdict([*viola_rows, *peers], "int8").endswith(
+        "32 clients: 2.50 × infinity, 3.00 × with a raw body and base64 (reached)."
+    )
+    near = row("infinity", 32, 0.8)
+    assert "1.25 × infinity" in (text := load.verdict([*viola_rows, near], "int8"))
+    assert "(**not reached**)" in text
+    ahead = [row("viola float32", 1, 1.0, "float32"), row("infinity", 1, 1.25, "float32")]
+    assert "1 client: 0.80 × infinity" in (text := load.verdict(ahead, "float32"))
+    assert "(**not reached**)" in text
+
+
+def test_without_a_peer_there_is_no_verdict() -> None:
+    assert load.verdict([row("viola int8", 32, 1.0)], "int8") == "No peer was measured."
+
+
+def test_the_table_shows_failures_and_who_was_left_out() -> None:
+    result = {
+        "rows": [row("infinity", 8, 0.5), row("viola int8", 8, 1.0)],
+        "peers": {"infinity": "infinity_emb 0.0.78"},
+        "skipped": {"Ray Serve": "not installed"},
+    }
+    text = load.table(result)
+    cells = "| 8 | infinity | 50 | **0.50 (0.50–0.50)** | 1.2 / 2.0 / 3.0 | 4.00 | 7% | 200 | 2 of 100 |"
+    assert cells in text
+    assert "float32" not in text
+    assert "Left out: Ray Serve (not installed)." in text
+
+
+def test_viola_is_told_once_though_it_is_measured_beside_every_group() -> None:
+    rows = [row("viola int8", 1, 1.0), row("a", 1, 0.5), row("viola int8", 1, 0.9), row("b", 1, 0.5)]
+    assert [each["entry"] for each in load.merged(rows)] == ["viola int8", "a", "b"]
+    assert load.merged(rows)[0]["ratio"]["median"] == 1.0
+
+
+def test_every_table_has_its_place_in_the_page() -> None:
+    page = README.read_text(encoding="utf-8")
+    for name in NAMES:
+        assert section(name, None) in with_section(page, name, section(name, None))

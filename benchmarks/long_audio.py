@@ -1,0 +1,160 @@
+"""An hour of 44.1 kHz stereo MP3: seconds, CPU seconds, the server's peak memory. And a server's cold start.
+
+The hour is made once of the sounds in tests/fixtures and kept in runs/. Each round has a server of its own,
+so that its peak is that of this hour. A cold start is the time from the process's start until it is ready.
+
+Out: results/long_audio.json.
+"""
+
+import argparse
+import asyncio
+import http.client
+import os
+import random
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from benchmarks import uploads
+from benchmarks.clients import HOST
+from benchmarks.faults import fixtures
+from benchmarks.results import Result, markdown, middle, say, span, write
+from benchmarks.servers import ROOT, THREAD_PINS, Running, Server, family, free_port, running, viola
+from benchmarks.wire import Answer, ask
+from service.audio import decode
+
+HOUR_S = 3600
+RATE_HZ = 44_100
+CACHE = ROOT / "runs" / "bench"
+LONGEST_ANSWER_S, LONGEST_START_S = 600.0, 60.0
+LOOK_EVERY_S = 0.002
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.long_audio", description=__doc__)
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "byola", help="a model folder")
+    parser.add_argument("--rounds", type=int, default=3, help="of an hour each")
+    parser.add_argument("--starts", type=int, default=9)
+    parser.add_argument("--seconds", type=int, default=HOUR_S, help="of sound, for a trial")
+    arguments = parser.parse_args()
+    server = viola(arguments.model, "auto")
+    hour = an_hour(arguments.seconds)
+    rounds = [embedded(server, hour) for _ in range(arguments.rounds)]
+    starts = [cold_start_s(server) for _ in range(arguments.starts)]
+    rows = [
+        {name: middle([one[name] for one in rounds]) for name in rounds[0]}
+        | {"cold_start_s": middle(starts), "megabytes": round(hour.stat().st_size / 1e6, 1)}
+    ]
+    path = write(
+        "long_audio", rows, rounds=arguments.rounds, starts=arguments.starts, sound_s=arguments.seconds
+    )
+    say(f"{path} written")
+
+
+def embedded(server: Server, hour: Path) -> dict[str, float]:
+    """Of one upload to a server that has just been started and has answered one second of sound."""
+    with running(server) as up:
+        answer_to(up, uploads.CLIP)
+        small_mb, cpu_s, began = peak_mb(up), up.cpu_s(), time.perf_counter()
+        answer = answer_to(up, hour)
+        found = {
+            "seconds": time.perf_counter() - began,
+            "cpu_s": up.cpu_s() - cpu_s,
+            "peak_mb": peak_mb(up),
+            "peak_before_mb": small_mb,
+            "duration_s": answer.json["duration_s"],
+        }
+    say(", ".join(f"{name} {value:.2f}" for name, value in found.items()))
+    return found
+
+
+def answer_to(up: Running, sound: Path) -> Answer:
+    """Raises RuntimeError unless it is 200."""
+    request = uploads.raw("/embed?encoding=base64", sound.read_bytes())
+    answer = asyncio.run(ask(up.port, request, timeout_s=LONGEST_ANSWER_S))
+    if answer.status != 200:
+        raise RuntimeError(f"{sound.name} is answered {answer.status}: {answer.body[:500]!r}")
+    return answer
+
+
+def peak_mb(up: Running) -> float:
+    """The most that was ever resident, of the process and its children."""
+    texts = [Path(f"/proc/{pid}/status").read_text() for pid in family(up.pid)]
+    lines = [line for text in texts for line in text.splitlines() if line.startswith("VmHWM:")]
+    return sum(int(line.split()[1]) for line in lines) / 1000
+
+
+def cold_start_s(server: Server) -> float:
+    """Files are in the page cache, as they are at a restart."""
+    port = free_port()
+    inherited = {name: value for name, value in os.environ.items() if name not in THREAD_PINS}
+    own = {name: value.format(port=port) for name, value in server.environment.items()}
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        server.command, cwd=ROOT, env=inherited | own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while not _is_ready(port):
+            if process.poll() is not None or time.perf_counter() - began > LONGEST_START_S:
+                raise RuntimeError(f"the server is not ready; its exit code is {process.poll()}")
+            time.sleep(LOOK_EVERY_S)
+        seconds = time.perf_counter() - began
+    finally:
+        process.kill()
+        process.wait()
+    say(f"ready after {seconds:.2f} s")
+    return seconds
+
+
+def _is_ready(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=10)
+    try:
+        connection.request("GET", "/health/ready")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def an_hour(seconds: int = HOUR_S) -> Path:
+    """A 44.1 kHz stereo MP3 of the fixtures in ever new order, made once."""
+    path = CACHE / f"{seconds}s_44k1_stereo.mp3"
+    if path.is_file():
+        return path
+    say(f"making {path.name}, once")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sounds = [decode(content, sample_rate=RATE_HZ).samples for _, content in fixtures()]
+    chance = random.Random(0)
+    unfinished = path.with_suffix(".unfinished")
+    left = seconds * RATE_HZ
+    with soundfile.SoundFile(unfinished, "w", RATE_HZ, 2, "MPEG_LAYER_III", format="MP3") as file:
+        while left:
+            sound = chance.choice(sounds)[:left]
+            share = chance.uniform(0.2, 1)  # the one side is softer than the other
+            file.write(np.stack([sound, share * sound], axis=1))
+            left -= len(sound)
+    unfinished.rename(path)
+    return path
+
+
+def table(result: Result) -> str:
+    """For README.md."""
+    (row,) = result["rows"]
+    rows: list[list[Any]] = [
+        ["sound", f"{result['sound_s'] / 60:.0f} minutes, {row['megabytes']:.0f} MB of MP3"],
+        ["seconds", f"**{span(row['seconds'], 1)}**"],
+        ["CPU seconds", span(row["cpu_s"], 1)],
+        ["peak memory MB", f"**{span(row['peak_mb'], 0)}**"],
+        ["the same before, after one second of sound", span(row["peak_before_mb"], 0)],
+        ["cold start, seconds until ready", f"**{span(row['cold_start_s'])}**"],
+    ]
+    return markdown(["", f"median of {result['rounds']} (quartiles); starts: of {result['starts']}"], rows)
+
+
+if __name__ == "__main__":
+    main()
