@@ -1,9 +1,18 @@
-"""`python -m service` serves; `python -m service embed FILE|DIR ... --out OUT` embeds without a server."""
+"""`python -m service [--root-path PREFIX]` serves; `python -m service embed FILE|DIR ... --out OUT` embeds
+without a server."""
 
+import contextlib
+import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+CANNOT_SERVE = 2
 
 
 def main(argv: list[str]) -> int:
@@ -15,6 +24,9 @@ def main(argv: list[str]) -> int:
             return embed(argv[1:])
         except KeyboardInterrupt:  # while the imports still ran
             return 130
+    if argv[:1] == ["--root-path"] and len(argv) == 2:
+        os.environ["VIOLA_ROOT_PATH"] = argv[1]  # the worker processes read it, too
+        return serve()
     if argv:
         known = argv[0] in ("-h", "--help")
         print(
@@ -28,22 +40,50 @@ def main(argv: list[str]) -> int:
 
 def serve() -> int:
     """Serve until a signal comes."""
-    import uvicorn
+    from service.processes import metrics_folder
 
-    from service.logs import configuration
+    settings = _settings()
+    if settings is None:
+        return CANNOT_SERVE
+    # When uvicorn has shut down it raises the signal again, for the handler that was there before: this one,
+    # so that a server that was told to stop ends with exit code 0.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    with metrics_folder(settings.workers):
+        return _run(settings)
+
+
+def _settings() -> "Settings | None":
+    """The settings; None, and a sentence on stderr, where they cannot be served with."""
+    from service import tracing
+    from service.keys import Keys, KeysFileError
     from service.settings import PREFIX, Settings
 
     try:
         settings = Settings()
+        Keys(settings.api_keys, settings.api_keys_file)
     except ValidationError as error:
         for each in error.errors():
             name = ".".join(str(part) for part in each["loc"]).removeprefix(PREFIX.lower()).upper()
             print(f"{PREFIX}{name}: {each['msg']} (it is {each['input']!r})", file=sys.stderr)
-        return 2
-    # When uvicorn has shut down it raises the signal again, for the handler that was there before: this one,
-    # so that a server that was told to stop ends with exit code 0.
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    uvicorn.run(
+        return None
+    except KeysFileError as error:
+        print(f"{PREFIX}API_KEYS_FILE: {error}", file=sys.stderr)
+        return None
+    if settings.otel and not tracing.is_installed():
+        print(f"{PREFIX}OTEL: OpenTelemetry is missing; `pip install .[otel]` brings it", file=sys.stderr)
+        return None
+    return settings
+
+
+def _run(settings: "Settings") -> int:
+    """uvicorn until a signal comes, in one process or several."""
+    import uvicorn
+    from uvicorn.config import STARTUP_FAILURE
+
+    from service.logs import configuration
+    from service.processes import Supervisor
+
+    config = uvicorn.Config(
         # By name, because worker processes import it for themselves.
         "service.app:app_from_environment",
         factory=True,
@@ -51,12 +91,21 @@ def serve() -> int:
         port=settings.port,
         workers=settings.workers,
         log_config=configuration(settings.log_format),
+        http="service.drain:DrainingProtocol",
         access_log=False,
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=int(settings.deadline_s) + 5,
+        timeout_worker_healthcheck=30,  # a busy machine may take long to start a process
     )
-    return 0
+    if settings.workers > 1:
+        supervisor = Supervisor(config, sockets=[config.bind_socket()])
+        supervisor.run()
+        return STARTUP_FAILURE if supervisor.has_failed else 0
+    server = uvicorn.Server(config)
+    with contextlib.suppress(KeyboardInterrupt):  # SIGINT, which uvicorn raises again when it is done
+        server.run()
+    return 0 if server.started else STARTUP_FAILURE
 
 
 if __name__ == "__main__":

@@ -5,43 +5,59 @@ request ─► Gate ─► route ─► Registry (model) ─► read_clip ─►
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import logging
 import os
-import signal
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import orjson
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import PlainTextResponse, Response
 
-from service import errors, schema
+from service import errors, openai_api, page, schema
 from service.answers import asked_array, classify_content, embed_content, json_answer, npy_answer, wants_npy
-from service.embedder import Ask, Embedder, Sound, Timings
-from service.errors import BadRequest, DeadlineExceeded, UnknownHead, ViolaError
-from service.gate import MODEL_OF_REQUEST, NEEDS_NO_KEY, Gate, error_answer
+from service.attendance import Attended, deadline_s
+from service.drain import draining
+from service.embedder import Ask, Embedder, Job, Sound, Timings
+from service.errors import BadRequest, UnknownHead, ViolaError
+from service.exchange import EXCHANGE
+from service.gate import MODEL_OF_REQUEST, NEEDS_NO_KEY, Gate, error_answer, error_codes
+from service.json_body import READ_S, read_request
+from service.keys import Keys
 from service.metrics import CONTENT_TYPE, Metrics
 from service.model import Head, Model
-from service.parameters import ClassifyParameters, EmbedParameters, openapi, read
-from service.registry import Registry
+from service.parameters import ClassifyParameters, EmbedParameters, LogmelParameters, openapi
+from service.processes import Slot, end_with_the_supervisor
+from service.registry import Registry, Reloaded, together
 from service.settings import Settings, unknown_variables
+from service.shortcut import Shortcut, endpoints_of
+from service.siblings import Siblings
 from service.threads import ThreadPlan, plan
-from service.upload import ClientLeft, Upload, read_clip, read_clips
+from service.tracing import Tracer
+from service.upload import Intake, Upload, read_clip, read_clips
+from service.windows import Piece, Window
 
 log = logging.getLogger(__name__)
 routes = APIRouter()
 T = TypeVar("T")
 
+# A batch takes a tenth of a second, on a slow machine one; warming up happens before the server is ready.
+STUCK_S = 20.0
+
 VERSION = "0.1.0"
 SUMMARY = "Sound in, embeddings and tags out."
+
+# The framework's own spans, metrics and logs, off: those of tracing.py know the stages; one set is enough.
+TRACED_HERE: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
 @dataclass
@@ -53,13 +69,20 @@ class Server:
     metrics: Metrics
     models: Registry
     embedder: Embedder
-    is_draining: bool = field(default=False)
+    intake: Intake
+    siblings: Siblings
+    tracer: Tracer | None = None
+    is_draining: bool = False
 
     async def model(self, request: Request, name: str | None) -> Model:
         """The model that a request asks for; from here on its metrics carry its name. Raises UnknownModel."""
         model = await self.models.get(name)
         request.scope[MODEL_OF_REQUEST] = model.card.name
         return model
+
+    def turn_away(self) -> None:
+        """From now on the server is not ready; it goes on answering."""
+        self.is_draining = True
 
     def not_ready(self) -> str | None:
         """Why no request should be sent here now; None when one should."""
@@ -70,34 +93,83 @@ class Server:
             return f"the default model cannot be served: {self.models.refused[default]}"
         if default not in self.models.loaded:
             return "the default model is being loaded"
-        return None if self.embedder.batcher.is_working else "the worker has stopped"
+        if failure := self.models.loaded[default].failure:
+            return f"the default model {failure}"
+        if not self.embedder.batcher.is_working:
+            return "the worker has stopped"
+        stuck_s = self.embedder.batcher.stuck_s
+        return f"the worker has been in one batch for {stuck_s:.0f} s" if stuck_s > STUCK_S else None
+
+    async def mend(self) -> None:
+        """Where the default model has failed, give it the test signal to embed: its session is opened again
+        even if no request comes, since nobody sends any to a server that is not ready."""
+        model = self.models.loaded.get(self.models.default)
+        if model is None or model.failure is None:
+            return
+        logmel = model.probe_logmel()
+        job = Job(model, Piece(Window(0, logmel.shape[1]), logmel), frames=False)
+        try:
+            await self.embedder.batcher.submit([job])
+        except Exception as error:  # of onnxruntime, or the refusal to try so soon
+            log.warning("the default model is still not well: %s", error)
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The application; models are loaded when its lifespan starts."""
-    threads, metrics = plan(settings), Metrics()
-    load = partial(_load_model, settings=settings, threads=threads.inference, metrics=metrics)
-    models = Registry(settings.models_dir, default=settings.model, load=load)
-    server = Server(settings, threads, metrics, models, Embedder(settings, threads, metrics))
+def create_app(settings: Settings, slot: Slot | None = None) -> FastAPI:
+    """The application; models are loaded when its lifespan starts. slot: of this worker, where there are
+    several."""
+    threads, metrics = plan(settings), Metrics(slot)
+    load = partial(_load_model, settings=settings, threads=threads.inference)
+    on_change = partial(_tell_model, metrics)
+    models = Registry(settings.models_dir, default=settings.model, load=load, on_change=on_change)
+    intake = Intake(settings.max_body_bytes, settings.upload_timeout_s, settings.max_held_bytes)
+    siblings = Siblings(slot, partial(_reload_for_sibling, models))
+    embedder = Embedder(settings, threads, metrics)
+    server = Server(settings, threads, metrics, models, embedder, intake, siblings)
 
-    app = FastAPI(title="viola", version=VERSION, summary=SUMMARY, lifespan=_lifespan, redoc_url=None)
+    app = FastAPI(
+        title="viola",
+        version=VERSION,
+        summary=SUMMARY,
+        lifespan=_lifespan,
+        redoc_url=None,
+        telemetry=TRACED_HERE,
+    )
     app.state.server = server
+    if settings.otel:
+        server.tracer = Tracer(VERSION)
+    metrics.tell_build(VERSION)
+    metrics.expect_errors(error_codes())
+    metrics.watch(metrics.queue_limit, lambda: settings.max_queue_frames)
+    metrics.watch(metrics.ready, lambda: server.not_ready() is None)
     app.include_router(routes)
+    page.mount(app)
 
     def answer_error(request: Request, error: Exception) -> Response:
-        return error_answer(error, metrics)
+        return error_answer(error, metrics, request.scope)
 
     for kind in (ViolaError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer_error)
+    app.add_middleware(
+        Shortcut, endpoints=endpoints_of(routes.routes, "/embed", "/classify"), answer_error=answer_error
+    )
     labels = {path for route in routes.routes if isinstance(path := getattr(route, "path", None), str)}
-    app.add_middleware(Gate, metrics=metrics, api_keys=settings.api_keys, routes=labels | NEEDS_NO_KEY)
+    app.add_middleware(
+        Gate,
+        metrics=metrics,
+        keys=Keys(settings.api_keys, settings.api_keys_file),
+        routes=labels | NEEDS_NO_KEY,
+        root_path=settings.root_path,
+        access_log=settings.access_log,
+        is_draining=lambda: server.is_draining,
+        tracer=server.tracer,
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["Server-Timing", "Retry-After"],
+            expose_headers=["Server-Timing", "Retry-After", "X-Request-ID"],
         )
     _document_keys(app, settings)
     return app
@@ -107,7 +179,8 @@ def app_from_environment() -> FastAPI:
     """For uvicorn's worker processes, each of which reads the settings itself."""
     for name in unknown_variables(os.environ):
         log.warning("%s is no setting and is passed over; docs/settings.md lists those there are", name)
-    return create_app(Settings())
+    end_with_the_supervisor()
+    return create_app(Settings(), Slot.of_this_worker())
 
 
 @routes.post(
@@ -115,17 +188,18 @@ def app_from_environment() -> FastAPI:
     summary="One clip to its embedding",
     responses=schema.answer(schema.EmbedAnswer, schema.EMBED_EXAMPLE, npy=True)
     | schema.error_responses(*schema.OF_EMBED),
-    openapi_extra=openapi(EmbedParameters) | schema.ONE_CLIP,
+    openapi_extra=openapi(EmbedParameters) | schema.one_clip(EmbedParameters),
 )
 async def embed(request: Request) -> Response:
     """The clip's vector; with `Accept: application/x-npy` the array itself: the vector
     (embedding_size,), with frames=true the frames (n, embedding_size), with window_s the windows (n,
     embedding_size)."""
-    parameters = read(EmbedParameters, request.query_params)
+    parameters = await read_request(EmbedParameters, request, _server(request).intake)
     as_npy = wants_npy(",".join(request.headers.getlist("accept")))
     if as_npy and parameters.frames and parameters.window_s:
         raise BadRequest("an array holds frames or windows, not both; leave one out, or ask for JSON")
-    sound, timings = await _sound_of_request(request, parameters, frames=parameters.frames)
+    model = await _server(request).model(request, parameters.model)
+    sound, timings = await _sound_of_request(request, model, parameters, frames=parameters.frames)
 
     def build() -> Response:
         if as_npy:
@@ -141,14 +215,14 @@ async def embed(request: Request) -> Response:
     summary="One clip to its tags",
     responses=schema.answer(schema.ClassifyAnswer, schema.CLASSIFY_EXAMPLE)
     | schema.error_responses(*schema.OF_CLASSIFY),
-    openapi_extra=openapi(ClassifyParameters) | schema.ONE_CLIP,
+    openapi_extra=openapi(ClassifyParameters) | schema.one_clip(ClassifyParameters),
 )
 async def classify(request: Request) -> Response:
     """The tags of a head with their scores, best first; with window_s also a timeline."""
-    parameters = read(ClassifyParameters, request.query_params)
+    parameters = await read_request(ClassifyParameters, request, _server(request).intake)
     model = await _server(request).model(request, parameters.model)
-    head = _head(_server(request), model, parameters.head)
-    sound, timings = await _sound_of_request(request, parameters)
+    head = _head(model, parameters.head)
+    sound, timings = await _sound_of_request(request, model, parameters)
 
     def build() -> Response:
         return json_answer(classify_content(model, head, sound, parameters))
@@ -164,11 +238,11 @@ async def classify(request: Request) -> Response:
         {"results": [{"file": "a.wav"} | schema.EMBED_EXAMPLE, schema.FAILED_EXAMPLE]},
     )
     | schema.error_responses(*schema.OF_BATCH, errors.UnknownModel),
-    openapi_extra=openapi(EmbedParameters) | schema.SEVERAL_CLIPS,
+    openapi_extra=openapi(EmbedParameters) | schema.several_clips(EmbedParameters),
 )
 async def embed_batch(request: Request) -> Response:
     """Results in the order of the files; a file that fails carries its error, the others succeed."""
-    parameters = read(EmbedParameters, request.query_params)
+    parameters = await read_request(EmbedParameters, request, _server(request).intake, many=True)
     model = await _server(request).model(request, parameters.model)
     answer_one = partial(embed_content, model.card.name, parameters=parameters)
     ask = Ask(parameters.frames, parameters.window_s, parameters.hop_s)
@@ -183,13 +257,13 @@ async def embed_batch(request: Request) -> Response:
         {"results": [{"file": "a.wav"} | schema.CLASSIFY_EXAMPLE, schema.FAILED_EXAMPLE]},
     )
     | schema.error_responses(*schema.OF_BATCH, errors.UnknownModel, errors.UnknownHead),
-    openapi_extra=openapi(ClassifyParameters) | schema.SEVERAL_CLIPS,
+    openapi_extra=openapi(ClassifyParameters) | schema.several_clips(ClassifyParameters),
 )
 async def classify_batch(request: Request) -> Response:
     """Results in the order of the files; a file that fails carries its error, the others succeed."""
-    parameters = read(ClassifyParameters, request.query_params)
+    parameters = await read_request(ClassifyParameters, request, _server(request).intake, many=True)
     model = await _server(request).model(request, parameters.model)
-    head = _head(_server(request), model, parameters.head)
+    head = _head(model, parameters.head)
     answer_one = partial(classify_content, model, head, parameters=parameters)
     return await _batch_answer(request, model, Ask(False, parameters.window_s, parameters.hop_s), answer_one)
 
@@ -208,6 +282,23 @@ async def list_models(request: Request) -> Response:
     return json_answer({"default": models.default, "models": described, "refused": models.refused})
 
 
+@routes.post(
+    "/models/reload",
+    summary="Serve what the model folders hold now",
+    responses=schema.answer(schema.ReloadAnswer, schema.RELOAD_EXAMPLE)
+    | schema.error_responses(errors.Unauthorized, errors.InternalError),
+)
+async def reload_models(request: Request) -> Response:
+    """Notice folders that appeared, changed or went. A model is replaced once the new one is loaded, warm and
+    has passed its self-test; requests that have begun finish with the old one. All worker processes do so
+    before the answer comes."""
+    server = _server(request)
+    own = await asyncio.shield(asyncio.create_task(server.models.reload()))
+    others = [Reloaded(**orjson.loads(report)) for report in await server.siblings.ask()]
+    report = together([own, *others])
+    return json_answer({**dataclasses.asdict(report), "processes": 1 + len(others)})
+
+
 @routes.get(
     "/models/{name}",
     summary="One model's card",
@@ -219,6 +310,60 @@ async def show_model(request: Request, name: str) -> Response:
     return json_answer(await asyncio.to_thread(_server(request).models.describe, name))
 
 
+@routes.post(
+    "/v1/embeddings",
+    summary="Several clips to their embeddings, in the words of OpenAI's API",
+    responses=schema.answer(openai_api.EmbeddingsAnswer, openai_api.EMBEDDINGS_EXAMPLE)
+    | schema.error_responses(*schema.OF_EMBED, path=openai_api.PREFIX),
+    openapi_extra=schema.clips_of_openai(openai_api.EmbeddingsParameters),
+)
+async def openai_embeddings(request: Request) -> Response:
+    """Sounds in base64 or as data: URIs where OpenAI has text. One that fails fails the request."""
+    server = _server(request)
+    started, allowed_s = time.perf_counter(), deadline_s(request, server.settings.deadline_s)
+    parameters, uploads = await openai_api.read_embeddings(request, server.intake)
+    timings = _timings(request)
+    timings.read = time.perf_counter() - started
+    with contextlib.ExitStack() as closing:
+        for upload in uploads:
+            closing.callback(upload.close)
+        model = await server.model(request, parameters.model)
+        openai_api.check_dimensions(parameters, model.card)
+        async with Attended(request.receive, allowed_s):
+            found = await server.embedder.embed_all(model, uploads, Ask(), timings)
+    sounds = openai_api.all_or_error(found)
+    request.scope[EXCHANGE].audio_s = sum(sound.duration_s for sound in sounds)
+
+    def build() -> Response:
+        return json_answer(openai_api.embeddings_content(model.card, sounds, parameters.encoding_format))
+
+    return await _answer(request, build, timings, is_large=len(sounds) > 1)
+
+
+@routes.get(
+    "/v1/models",
+    summary="The models, in the words of OpenAI's API",
+    responses=schema.answer(openai_api.ModelList, openai_api.MODELS_EXAMPLE)
+    | schema.error_responses(errors.Unauthorized, errors.InternalError, path=openai_api.PREFIX),
+)
+async def openai_models(request: Request) -> Response:
+    """Every model that is served."""
+    described = await asyncio.to_thread(_server(request).models.describe_all)
+    return json_answer({"object": "list", "data": list(map(openai_api.model_content, described))})
+
+
+@routes.get(
+    "/v1/models/{name}",
+    summary="One model, in the words of OpenAI's API",
+    responses=schema.answer(openai_api.OneModel, openai_api.MODEL_EXAMPLE)
+    | schema.error_responses(*schema.OF_MODELS, errors.BadRequest, path=openai_api.PREFIX),
+)
+async def openai_model(request: Request, name: str) -> Response:
+    """That it is served."""
+    described = await asyncio.to_thread(_server(request).models.describe, name)
+    return json_answer(openai_api.model_content(described))
+
+
 @routes.get("/health/live", summary="Is the process alive?")
 async def live() -> Response:
     """200 as long as the event loop turns."""
@@ -228,21 +373,43 @@ async def live() -> Response:
 @routes.get("/health/ready", summary="Should requests be sent here?", responses=schema.NOT_READY)
 async def ready(request: Request) -> Response:
     """200 once the default model is loaded and while the worker works; 503 before, and from SIGTERM on."""
+    await _server(request).mend()
     reason = _server(request).not_ready()
     if reason:
         return json_answer({"error": "not_ready", "detail": reason}, status=503)
     return json_answer({"status": "ready"})
 
 
-@routes.get("/metrics", summary="Metrics for Prometheus")
+@routes.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """In Prometheus' text format."""
     return Response(_server(request).metrics.page(), media_type=CONTENT_TYPE)
 
 
+@routes.post(
+    "/logmel",
+    summary="One clip to the picture of its log-mel",
+    responses=schema.answer(schema.LogmelAnswer, schema.LOGMEL_EXAMPLE)
+    | schema.error_responses(*schema.OF_EMBED),
+    openapi_extra=openapi(LogmelParameters) | schema.one_clip(LogmelParameters),
+)
+async def logmel(request: Request) -> Response:
+    """What the model sees of a sound, for eyes: the frames of a long clip are averaged into columns."""
+    server = _server(request)
+    parameters = await read_request(LogmelParameters, request, server.intake)
+    model = await server.model(request, parameters.model)
+    allowed_s = deadline_s(request, server.settings.deadline_s)
+    upload = await read_clip(request, server.intake)
+    with contextlib.closing(upload):
+        async with Attended(request.receive, allowed_s):
+            picture, duration_s = await server.embedder.draw(model, upload, columns=parameters.columns)
+    request.scope[EXCHANGE].audio_s = duration_s
+    return json_answer({"model": model.card.name, "duration_s": duration_s, **picture.content()})
+
+
 @routes.get("/", include_in_schema=False)
-async def home() -> Response:
-    return RedirectResponse("/docs")
+async def home(request: Request) -> Response:
+    return page.home(request)
 
 
 def _server(request: Request) -> Server:
@@ -251,29 +418,37 @@ def _server(request: Request) -> Server:
 
 
 async def _sound_of_request(
-    request: Request, parameters: EmbedParameters | ClassifyParameters, *, frames: bool = False
+    request: Request,
+    model: Model,
+    parameters: EmbedParameters | ClassifyParameters,
+    *,
+    frames: bool = False,
 ) -> tuple[Sound, Timings]:
     """Read the one clip of a request and embed it."""
-    server, timings = _server(request), Timings()
-    model = await server.model(request, parameters.model)
-    upload = await _timed_read(read_clip(request, max_body_bytes=server.settings.max_body_bytes), timings)
+    server, timings = _server(request), _timings(request)
+    allowed_s = deadline_s(request, server.settings.deadline_s)
+    upload = await _timed_read(read_clip(request, server.intake), timings)
     ask = Ask(frames, parameters.window_s, parameters.hop_s)
     with contextlib.closing(upload):
-        async with _attended(request, server.settings.deadline_s):
-            return await server.embedder.embed(model, upload, ask, timings), timings
+        async with Attended(request.receive, allowed_s):
+            sound = await server.embedder.embed(model, upload, ask, timings)
+    request.scope[EXCHANGE].audio_s = sound.duration_s
+    return sound, timings
 
 
 async def _batch_answer(
     request: Request, model: Model, ask: Ask, answer_one: Callable[..., dict[str, Any]]
 ) -> Response:
     """Read, embed and answer all clips of a batch; a file's error takes the place of its answer."""
-    server, timings = _server(request), Timings()
-    uploads = await _timed_read(read_clips(request, max_body_bytes=server.settings.max_body_bytes), timings)
+    server, timings = _server(request), _timings(request)
+    allowed_s = deadline_s(request, server.settings.deadline_s)
+    uploads = await _timed_read(read_clips(request, server.intake), timings)
     with contextlib.ExitStack() as closing:
         for upload in uploads:
             closing.callback(upload.close)
-        async with _attended(request, server.settings.deadline_s):
+        async with Attended(request.receive, allowed_s):
             sounds = await server.embedder.embed_all(model, uploads, ask, timings)
+    request.scope[EXCHANGE].audio_s = sum(each.duration_s for each in sounds if isinstance(each, Sound))
 
     def result(upload: Upload, sound: Sound | ViolaError) -> dict[str, Any]:
         if isinstance(sound, ViolaError):
@@ -292,55 +467,29 @@ async def _answer(
 ) -> Response:
     """Build the answer, with the header Server-Timing: here, or where it may take long in a thread."""
     started = time.perf_counter()
-    answer = await _server(request).embedder.in_thread(build) if is_large else build()
+    answer = await _server(request).embedder.in_thread(build, takes_long=True) if is_large else build()
     timings.encode = time.perf_counter() - started
     answer.headers["Server-Timing"] = timings.server_timing()
     return answer
 
 
+def _timings(request: Request) -> Timings:
+    """The stage times of a request, which its log line and its trace tell too."""
+    timings = Timings(read=request.scope.get(READ_S, 0.0))
+    request.scope[EXCHANGE].timings = timings
+    return timings
+
+
 async def _timed_read(reading: Awaitable[T], timings: Timings) -> T:
     started = time.perf_counter()
     read = await reading
-    timings.read = time.perf_counter() - started
+    timings.read += time.perf_counter() - started
     return read
 
 
-@contextlib.asynccontextmanager
-async def _attended(request: Request, deadline_s: float) -> AsyncIterator[None]:
-    """Stop the work inside at the deadline (DeadlineExceeded), or when the client leaves (ClientLeft)."""
-    has_left = False
-    timeout = asyncio.timeout(deadline_s)
-    watcher = None
-
-    async def watch() -> None:
-        nonlocal has_left
-        # The body is read: the next thing to come is the end of the connection.
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        has_left = True
-        with contextlib.suppress(RuntimeError):  # the deadline was first
-            timeout.reschedule(0)  # a moment long past
-
-    try:
-        async with timeout:
-            watcher = asyncio.create_task(watch())
-            yield
-    except TimeoutError as error:
-        if has_left:
-            raise ClientLeft from error
-        if not timeout.expired():  # somebody else's
-            raise
-        raise DeadlineExceeded(
-            f"the request was not done within {deadline_s:g} s; send less sound, or try again later"
-        ) from error
-    finally:
-        if watcher:
-            watcher.cancel()
-
-
-def _head(server: Server, model: Model, name: str | None) -> Head:
+def _head(model: Model, name: str | None) -> Head:
     """The head by its name, the first of the card without one. Raises UnknownHead with what there is."""
-    heads = server.models.heads(model.card.name)
+    heads = model.heads
     if not heads:
         raise UnknownHead(
             f"the model `{model.card.name}` has no heads; `python -m training fit-head` makes one"
@@ -352,9 +501,17 @@ def _head(server: Server, model: Model, name: str | None) -> Head:
     return heads[name]
 
 
-def _load_model(folder: Path, *, settings: Settings, threads: int, metrics: Metrics) -> Model:
+def _load_model(folder: Path, *, settings: Settings, threads: int) -> Model:
     started = time.perf_counter()
-    model = Model.load(folder, device=settings.device, precision=settings.precision, threads=threads)
+    model = Model.load(
+        folder,
+        device=settings.device,
+        precision=settings.precision,
+        threads=threads,
+        max_batch=settings.max_batch_items,
+        tensorrt_cache=settings.tensorrt_cache,
+    )
+    model.warm_up(max_batch_frames=settings.max_batch_frames, max_batch_items=settings.max_batch_items)
     card = model.card
     log.info(
         "loaded %s %s in %.2f s: %s on %s, %d numbers per clip, heads: %s",
@@ -366,16 +523,26 @@ def _load_model(folder: Path, *, settings: Settings, threads: int, metrics: Metr
         card.embedding_size,
         ", ".join(model.heads) or "none",
     )
-    metrics.model_info.labels(card.name).info(
-        {
-            "version": card.version,
-            "encoder": card.encoder.name,
-            "precision": model.precision,
-            "device": model.device,
-            "embedding_size": str(card.embedding_size),
-        }
-    )
     return model
+
+
+def _tell_model(metrics: Metrics, name: str, model: Model | None) -> None:
+    """Under this name that model is served from now on."""
+    if model is None:
+        metrics.forget_model(name)
+        return
+    metrics.tell_model(
+        name,
+        version=model.card.version,
+        encoder=model.card.encoder.name,
+        precision=model.precision,
+        device=model.device,
+        embedding_size=model.card.embedding_size,
+    )
+
+
+async def _reload_for_sibling(models: Registry) -> bytes:
+    return orjson.dumps(await models.reload())
 
 
 @contextlib.asynccontextmanager
@@ -384,12 +551,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     server: Server = app.state.server
     log.info("threads: %s", server.plan.reason)
     server.embedder.start()
+    await server.siblings.open()
     await server.models.preload(server.settings.preload)
     _spare_the_collector_what_stays()
-    with _draining_from_the_first_signal(server):
+    sampling = asyncio.create_task(server.metrics.keep_sampled())
+    with draining(server.turn_away, delay_s=server.settings.drain_s):
         yield
-    server.is_draining = True
+    server.turn_away()
+    await server.siblings.close()
     await server.embedder.drain()
+    sampling.cancel()
+    if server.tracer is not None:
+        await asyncio.to_thread(server.tracer.close)
 
 
 def _spare_the_collector_what_stays() -> None:
@@ -400,33 +573,9 @@ def _spare_the_collector_what_stays() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
-@contextlib.contextmanager
-def _draining_from_the_first_signal(server: Server) -> Iterator[None]:
-    """Readiness turns false with SIGTERM or SIGINT, before uvicorn's own handler, which is called next."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # a test's server; signals belong to the main thread
-        return
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def drain(number: int, frame: Any) -> None:
-        server.is_draining = True
-        handler = before[signal.Signals(number)]
-        if callable(handler):
-            handler(number, frame)
-
-    for number in signals:
-        signal.signal(number, drain)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _document_keys(app: FastAPI, settings: Settings) -> None:
     """Add the two ways to show a key to /openapi.json, where keys are asked for."""
-    if not settings.api_keys:
+    if not (settings.api_keys or settings.api_keys_file):
         return
     generate = app.openapi
 

@@ -5,9 +5,9 @@
 Two decoders, tried in this order:
 
 * libsndfile (`soundfile`): WAV (all subtypes), FLAC, Ogg Vorbis, Ogg Opus, MP3, AIFF, AU, CAF and more.
-* FFmpeg (`av`), for what libsndfile cannot open: M4A/MP4/3GP, WebM/Matroska, AAC (ADTS), and Ogg, MP3,
-  FLAC, WAV and AIFF files unusual enough for libsndfile to refuse. FFmpeg knows hundreds of formats, some
-  of which open other files or URLs: only the CONTAINERS and CODECS listed below are opened.
+* FFmpeg (`av`), for what libsndfile cannot open: M4A/MP4/3GP, WebM/Matroska, AAC (ADTS), WMA, AMR, and Ogg,
+  MP3, FLAC, WAV and AIFF files unusual enough for libsndfile to refuse. FFmpeg knows hundreds of formats,
+  some of which open other files or URLs: only the CONTAINERS and CODECS listed below are opened.
 
 Decisions:
 
@@ -20,9 +20,11 @@ Decisions:
   header says (programs that stream write those) are read to their end, and so is all else.
 * NaN and infinite samples are refused.
 * Limits are seconds of the input: of its header before anything is decoded, then of what is decoded, so
-  that a small file which unfolds to days of silence costs no more than the limit.
+  that a small file which unfolds to days of silence costs no more than the limit. A file with more than
+  MAX_VALUES_PER_S values (rate x channels) may last so much shorter: decoding costs time by the value.
 """
 
+import ctypes
 import io
 import math
 from collections.abc import Iterator
@@ -39,21 +41,24 @@ from numpy.typing import NDArray
 
 from service.errors import AudioMissing, AudioTooLong, AudioTooShort, AudioUnreadable
 
-CONTAINERS = "aac,aiff,amr,caf,flac,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,ogg,wav,w64"
+CONTAINERS = "aac,aiff,amr,asf,caf,flac,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,ogg,wav,w64"
 CODECS = (
     "aac,aac_fixed,aac_latm,alac,amrnb,amrwb,adpcm_ima_qt,adpcm_ima_wav,adpcm_ms,flac,libopus,mp2,mp2float,"
     "mp3,mp3float,opus,pcm_alaw,pcm_f32be,pcm_f32le,pcm_f64be,pcm_f64le,pcm_mulaw,pcm_s16be,pcm_s16le,"
-    "pcm_s24be,pcm_s24le,pcm_s32be,pcm_s32le,pcm_s8,pcm_u8,vorbis"
+    "pcm_s24be,pcm_s24le,pcm_s32be,pcm_s32le,pcm_s8,pcm_u8,vorbis,wmav1,wmav2"
 )
-KNOWN_FORMATS = "WAV, FLAC, Ogg Vorbis or Opus, MP3, AIFF, M4A, AAC or WebM"
+KNOWN_FORMATS = "WAV, FLAC, Ogg Vorbis or Opus, MP3, AIFF, M4A, AAC, WebM, WMA or AMR"
 # Of the files taken from a folder; a file that is named is opened whatever its suffix.
 SUFFIXES = frozenset(
     {".3gp", ".aac", ".aif", ".aifc", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mkv", ".mov"}
     | {".mp3", ".mp4", ".oga", ".ogg", ".opus", ".rf64", ".snd", ".w64", ".wav", ".wave", ".weba", ".webm"}
+    | {".wma"}
 )
 
+FFMPEG_MAX_ALLOC = 64_000_000  # bytes in one piece: the index of two million packets, 12 hours of AAC
 BLOCK_VALUES = 1 << 17  # values (frames x channels) decoded at once: 0.5 MB of float32
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
+MAX_VALUES_PER_S = 384_000  # 192 kHz in stereo, or 48 kHz in 8 channels
 MAX_PEAK = 1000.0  # 60 dB over full scale
 
 Samples = NDArray[np.float32]
@@ -96,6 +101,7 @@ class AudioStream:
         with _opened(self._source) as file, ExitStack() as stack:
             decoder: _Decoder = _open_decoder(file, stack)
             _check_rate(decoder.rate_hz)
+            self._max_audio_s *= min(1.0, MAX_VALUES_PER_S / (decoder.rate_hz * decoder.channels))
             _check_length(decoder.header_s, self._max_audio_s, "by its header")
             yield from _resample(self._counted(decoder), decoder.rate_hz, self._sample_rate)
 
@@ -117,6 +123,7 @@ class _SoundFileDecoder:
     def __init__(self, file: BinaryIO, stack: ExitStack) -> None:
         self._file = stack.enter_context(_ForwardSoundFile(_ForgivingFile(file)))
         self.rate_hz: int = self._file.samplerate
+        self.channels: int = self._file.channels
         # The length of an MP3 without a Xing header is an estimate from its first frames, and a FLAC that was
         # streamed tells none (libsndfile then says 2^63 - 1).
         is_known = self._file.format != "MP3" and self._file.frames < 2**62
@@ -181,6 +188,7 @@ class _FFmpegDecoder:
         if context is None or context.codec.name not in CODECS.split(","):
             raise AudioUnreadable(f"the audio codec is not one known here; send {KNOWN_FORMATS}")
         self.rate_hz: int = context.sample_rate
+        self.channels: int = max(1, context.layout.nb_channels)
         duration_us = self._container.duration  # None for what a browser records
         self.header_s: float = duration_us / 1e6 if duration_us else 0.0
 
@@ -197,6 +205,18 @@ class _FFmpegDecoder:
         except (av.FFmpegError, ValueError, OSError) as error:
             raise _broken_off(error) from error
 
+
+def _bound_allocations(libraries: Path) -> bool:
+    """Let FFmpeg allocate no more than FFMPEG_MAX_ALLOC at once: an MP4 of five kilobytes can announce a
+    hundred million packets, and FFmpeg makes an index of them. Whether its library was found, as in PyAV's
+    wheels for Linux."""
+    found = list(libraries.glob("libavutil*"))
+    for library in found:
+        ctypes.CDLL(str(library)).av_max_alloc(ctypes.c_size_t(FFMPEG_MAX_ALLOC))
+    return bool(found)
+
+
+IS_FFMPEG_BOUNDED = _bound_allocations(Path(av.__file__).parent.parent / "av.libs")
 
 _Decoder = _SoundFileDecoder | _FFmpegDecoder
 

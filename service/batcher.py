@@ -7,19 +7,25 @@
 
 It knows nothing of audio, networks or HTTP: it is given a function that works on a batch, and two that tell
 an item's cost and group. One asyncio task owns the line and there is no timer: whenever the worker is free it
-takes what waits, so that a lone caller waits for nobody and batches form while the worker is busy.
+takes what waits, so that a lone caller waits for nobody and batches form while the worker is busy. It may be
+told to hold a batch for those who have arrived and are not in the line yet (`hold_s`), or for a fixed time
+(`max_wait_s`).
+
+The worker cannot fail silently: a batch that raises is split until the culprit is alone, an error of this
+file's own ends the requests in the line and not the task, and `stuck_s` tells how long the worker has been in
+one batch.
 """
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Sequence
+from types import TracebackType
 from typing import Generic, TypeVar
 
+from service.crew import Crew
 from service.errors import Overloaded
 
 log = logging.getLogger(__name__)
@@ -27,20 +33,25 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Weight of the newest batch in the measured throughput: the mean of about the last ten.
+# Weight of the newest in what is measured: the mean of about the last ten.
 NEWEST = 0.1
+
+# What a request may take of a batch in further rounds while others wait for another one: enough of its items
+# to be worth a batch, and no more time than a full window of a long clip takes in any case.
+TURN = 0.25
 
 
 class Batcher(Generic[Item, Result]):
     """Batches of items of one group, taken in turns from those who wait.
 
-    run_batch: items of one group → as many results, in the worker thread. When it raises, each item of the
-        batch is tried alone, so that a bad one fails alone.
+    run_batch: items of one group → as many results, in the worker thread. When it raises, the batch is
+        halved until the bad item is alone.
     cost_of: what an item takes of the budgets, 1 or more.
     group_of: only items of the same group share a batch.
     max_batch_cost, max_batch_items: budget of a batch; an item that is larger goes alone.
     max_queue_cost: budget of all that is admitted; beyond it `admit` raises Overloaded.
-    max_wait_s: how long a free worker waits for a batch to fill.
+    max_wait_s: how long a free worker waits for a batch to fill, whoever may come.
+    hold_s: how long it waits at most while `is_more_coming`; whoever changes that calls `reconsider`.
     on_wait: told the seconds that each share (what one call of `run` brings) waited for its first batch.
     on_drop: told how many items were thrown away because their caller had gone.
     """
@@ -55,6 +66,8 @@ class Batcher(Generic[Item, Result]):
         max_batch_items: int,
         max_queue_cost: int,
         max_wait_s: float = 0.0,
+        hold_s: float = 0.0,
+        is_more_coming: Callable[[], bool] = lambda: False,
         on_wait: Callable[[float], None] = lambda seconds: None,
         on_drop: Callable[[int], None] = lambda count: None,
     ) -> None:
@@ -65,6 +78,8 @@ class Batcher(Generic[Item, Result]):
         self._max_batch_items = max_batch_items
         self._max_queue_cost = max_queue_cost
         self._max_wait_s = max_wait_s
+        self._hold_s = hold_s
+        self._is_more_coming = is_more_coming
         self._on_drop = on_drop
         self.on_wait = on_wait
 
@@ -73,20 +88,29 @@ class Batcher(Generic[Item, Result]):
         self._line: deque[Place[Item, Result]] = deque()  # those with waiting items, longest unserved first
         self._cost_per_s: float | None = None
         self._closing = False
+        self._somebody_left = False
+        self._is_holding = False
         self._work_waits = asyncio.Event()
-        self._batch_is_full = asyncio.Event()
+        self._hold_is_over = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="viola-model")
+        self._worker = Crew(1, name="viola-model")
+        self._batch_started: float | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to work. Must be called in the event loop that will call everything else."""
+        self._worker.start()
         self._task = asyncio.get_running_loop().create_task(self._work(), name="batcher")
 
     @property
     def is_working(self) -> bool:
         return self._task is not None and not self._task.done()
+
+    @property
+    def stuck_s(self) -> float:
+        """Seconds that the worker has been in the batch it is in now; 0 when it is free."""
+        return 0.0 if self._batch_started is None else time.perf_counter() - self._batch_started
 
     async def drain(self) -> None:
         """Admit nobody else, finish what was admitted, stop."""
@@ -95,26 +119,17 @@ class Batcher(Generic[Item, Result]):
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._worker.shutdown()
+        self._worker.close()
 
-    @contextlib.contextmanager
-    def admit(self, cost: int) -> "Iterator[Place[Item, Result]]":
-        """A place for one request, whose items in flight together cost at most `cost`. Raises Overloaded.
+    def admit(self, cost: int) -> "Place[Item, Result]":
+        """A place for one request, whose items in flight together cost at most `cost`; it is held while its
+        `with` block lasts. Raises Overloaded.
 
         All or nothing: a request that got its place is never refused later, however often it calls `run`. One
         that is larger than the whole queue gets in when nobody else is there.
         """
         self.check_room(cost)
-        self._admitted += 1
-        self.admitted_cost += cost
-        self._idle.clear()
-        try:
-            yield Place(self)
-        finally:
-            self._admitted -= 1
-            self.admitted_cost -= cost
-            if not self._admitted:
-                self._idle.set()
+        return Place(self, cost)
 
     def check_room(self, cost: int = 1) -> None:
         """Raises Overloaded where `admit` would: for asking before the work that tells the cost."""
@@ -140,26 +155,75 @@ class Batcher(Generic[Item, Result]):
             group = place.waiting.setdefault(self._group_of(item), deque())
             group.append(_Waiting(item, self._cost_of(item), share, index))
         self._work_waits.set()
-        if self._max_wait_s and self._fills_a_batch():
-            self._batch_is_full.set()
+        self.reconsider()
+
+    def reconsider(self) -> None:
+        """End the hold of a batch that has nothing more to wait for."""
+        if self._is_holding and (self._fills_a_batch() or not (self._max_wait_s or self._is_more_coming())):
+            self._hold_is_over.set()
+
+    def somebody_left(self) -> None:
+        """Some of what waits is not wanted any more: it is dropped before the next batch."""
+        self._somebody_left = True
+
+    def join(self, cost: int) -> None:
+        self._admitted += 1
+        self.admitted_cost += cost
+        self._idle.clear()
+
+    def leave(self, cost: int) -> None:
+        self._admitted -= 1
+        self.admitted_cost -= cost
+        if not self._admitted:
+            self._idle.set()
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._work_waits.wait()
-            if self._max_wait_s:
+            try:
                 await self._wait_for_more()
-            batch = self._take()
-            if batch:
-                started = time.perf_counter()
-                outcomes = await loop.run_in_executor(self._worker, self._try, [each.item for each in batch])
-                self._deliver(batch, outcomes, started)
+                batch = self._take()
+                if batch:
+                    await self._run(batch)
+            except Exception as error:
+                log.exception("the batcher failed; whoever waits is told, and it goes on")
+                self._end_the_line(error)
+
+    async def _run(self, batch: "list[_Waiting[Item, Result]]") -> None:
+        items = [each.item for each in batch]
+        self._batch_started = started = time.perf_counter()
+        try:
+            outcomes = await self._worker.run(lambda: self._try(items))
+        except Exception as error:  # not of run_batch: `_try` lets none through
+            outcomes = [error] * len(items)
+        finally:
+            self._batch_started = None
+        self._deliver(batch, outcomes, started)
 
     async def _wait_for_more(self) -> None:
-        self._batch_is_full.clear()
-        if not self._fills_a_batch():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._batch_is_full.wait(), self._max_wait_s)
+        wait_s = self._max_wait_s or (self._hold_s if self._is_more_coming() else 0.0)
+        if not wait_s or self._fills_a_batch():
+            return
+        self._is_holding = True
+        self._hold_is_over.clear()
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._hold_is_over.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._is_holding = False
+
+    def _end_the_line(self, error: Exception) -> None:
+        """Everybody who waits gets the error."""
+        now = time.perf_counter()
+        for place in self._line:
+            for group in place.waiting.values():
+                for each in group:
+                    each.share.settle(each.index, error, started=now, ended=now)
+            place.waiting.clear()
+        self._line.clear()
+        self._work_waits.clear()
 
     def _fills_a_batch(self) -> bool:
         waiting = [each for place in self._line for group in place.waiting.values() for each in group]
@@ -172,12 +236,14 @@ class Batcher(Generic[Item, Result]):
         """The next batch: a group of whoever waits longest, one item of each place in turn.
 
         Places that have none of this group keep their position, those that were served go to the back.
-        Further rounds are taken only while every place has some of it, so that many windows of a long clip
-        never hold up a short one for longer than one of them takes.
+        Further rounds fill the batch while every place has some of it. While others wait they fill no more
+        than TURN of it, so that the many windows of a long clip do not hold up a short one, and two requests
+        of many items that share no group do not alternate in batches of one.
         """
-        self._forget_those_who_left()
+        if self._somebody_left:
+            self._forget_those_who_left()
         batch: list[_Waiting[Item, Result]] = []
-        cost, others_wait = 0, False
+        cost, budget, others_wait = 0, float(self._max_batch_cost), False
         turn, served, passed_over = self._line, deque[Place[Item, Result]](), deque[Place[Item, Result]]()
         group = next(iter(turn[0].waiting)) if turn else None
         while turn:
@@ -186,7 +252,7 @@ class Batcher(Generic[Item, Result]):
             if head is None:
                 others_wait = True
                 passed_over.append(place)
-            elif batch and (cost + head.cost > self._max_batch_cost or len(batch) == self._max_batch_items):
+            elif batch and (cost + head.cost > budget or len(batch) == self._max_batch_items):
                 turn.appendleft(place)
                 break
             else:
@@ -194,8 +260,9 @@ class Batcher(Generic[Item, Result]):
                 cost += head.cost
                 if place.waiting:
                     served.append(place)
-            if not turn and not others_wait:
+            if not turn:
                 turn, served = served, turn
+                budget = self._max_batch_cost * (TURN if others_wait else 1)
         self._line = passed_over + turn + served
         if not self._line:
             self._work_waits.clear()
@@ -203,6 +270,7 @@ class Batcher(Generic[Item, Result]):
 
     def _forget_those_who_left(self) -> None:
         """Drop the items that nobody waits for: the caller was cancelled, or an earlier item of it failed."""
+        self._somebody_left = False
         dropped = 0
         for place in self._line:
             dropped += place.forget_the_answered()
@@ -217,6 +285,8 @@ class Batcher(Generic[Item, Result]):
         self._measure(sum(each.cost for each in batch), ended - started)
         for each, outcome in zip(batch, outcomes, strict=True):
             each.share.settle(each.index, outcome, started=started, ended=ended)
+            if isinstance(outcome, Exception):
+                self._somebody_left = True
 
     def _measure(self, cost: int, seconds: float) -> None:
         newest = cost / max(seconds, 1e-6)
@@ -233,8 +303,9 @@ class Batcher(Generic[Item, Result]):
             return list(results)
         except BaseException as error:
             if len(items) > 1:
-                log.warning("a batch of %d failed, each item is tried alone", len(items), exc_info=True)
-                return [self._try([item])[0] for item in items]
+                log.warning("a batch of %d failed, its halves are tried", len(items), exc_info=True)
+                half = len(items) // 2
+                return self._try(items[:half]) + self._try(items[half:])
             # SystemExit and its kind must not end the loop of whoever waits for the answer.
             return [error if isinstance(error, Exception) else RuntimeError(f"run_batch raised {error!r}")]
 
@@ -242,11 +313,21 @@ class Batcher(Generic[Item, Result]):
 class Place(Generic[Item, Result]):
     """What one admitted request holds. `waited_s` and `ran_s` grow with every share that is done."""
 
-    def __init__(self, batcher: Batcher[Item, Result]) -> None:
+    def __init__(self, batcher: Batcher[Item, Result], cost: int) -> None:
         self.waiting: dict[Hashable, deque[_Waiting[Item, Result]]] = {}  # by group, none of them empty
         self.waited_s = 0.0  # from handing a share in until its first item is taken
         self.ran_s = 0.0  # from there until its last result, other requests' turns between them included
         self._batcher = batcher
+        self._cost = cost
+
+    def __enter__(self) -> "Place[Item, Result]":
+        self._batcher.join(self._cost)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._batcher.leave(self._cost)
 
     async def run(self, items: Sequence[Item]) -> list[Result]:
         """Results of `items`, in order. Raises what run_batch raised for the first item that failed."""
@@ -254,7 +335,11 @@ class Place(Generic[Item, Result]):
             return []
         share = _Share[Item, Result](items)
         self._batcher.enter(self, share)
-        results = await share.answer
+        try:
+            results = await share.answer
+        except asyncio.CancelledError:
+            self._batcher.somebody_left()
+            raise
         waited_s = share.started - share.entered
         self._batcher.on_wait(waited_s)
         self.waited_s += waited_s

@@ -6,16 +6,17 @@
 
 A short clip is one window and one share. A long one is decoded share by share, the next one while the last
 is in the queue: an hour holds no more of the queue, and of the memory, than two shares, and its windows take
-turns with everybody else's. All models share one batcher and one worker, because they share the cores.
+turns with everybody else's. One decode thread is always left for short clips: what takes long (the shares of
+a long clip, large answers) has the others. All models share one batcher and one worker, because they share
+the cores.
 """
 
 import asyncio
-import contextlib
+import io
 import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any, TypeVar
@@ -24,10 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.audio import AudioStream
-from service.batcher import Batcher, Place
+from service.batcher import NEWEST, Batcher, Place
+from service.crew import Crew
 from service.errors import BadRequest, InternalError, Overloaded, ViolaError
 from service.metrics import Metrics
 from service.model import Model, Output
+from service.picture import Drawing, Picture
 from service.settings import Settings
 from service.threads import ThreadPlan
 from service.upload import Upload
@@ -40,6 +43,9 @@ SHARE = 4  # windows decoded and queued at a time: 40 s of sound with the defaul
 
 # Clips that may wait for each decode thread. A short clip takes 0.3 ms, so that the last one waits 0.1 s.
 MAX_WAITING_PER_THREAD = 256
+
+# An encoded clip of more bytes takes long to decode: ten seconds of CD sound, two minutes of MP3.
+LONG_BYTES = 2_000_000
 
 # In one answer, as 220 MB of JSON or 80 MB of npy: an hour with one vector of 3072 per window of a second, or
 # four minutes of frames. It bounds what a request may hold in memory.
@@ -105,8 +111,10 @@ class Embedder:
     def __init__(self, settings: Settings, plan: ThreadPlan, metrics: Metrics) -> None:
         self._metrics = metrics
         self._max_audio_s = settings.max_audio_s
-        self._threads = ThreadPoolExecutor(plan.decode, thread_name_prefix="viola-decode")
+        self._threads = Crew(plan.decode, name="viola-decode", on_drop=metrics.dropped.inc)
+        self._turns_of_long_work = asyncio.Semaphore(max(1, plan.decode - 1))
         self._opening = 0
+        self._usual_cost = 1.0  # of a clip: the mean of about the last ten
         self._max_opening = MAX_WAITING_PER_THREAD * plan.decode
         self.batcher: Batcher[Job, Output] = Batcher(
             self._run_batch,
@@ -116,17 +124,20 @@ class Embedder:
             max_batch_items=settings.max_batch_items,
             max_queue_cost=settings.max_queue_frames,
             max_wait_s=settings.max_wait_ms / 1000,
+            hold_s=settings.hold_ms / 1000,
+            is_more_coming=lambda: self._opening > 0,
             on_wait=metrics.queue_wait.observe,
             on_drop=metrics.dropped.inc,
         )
         metrics.watch_queue(lambda: self.batcher.admitted_cost)
 
     def start(self) -> None:
+        self._threads.start()
         self.batcher.start()
 
     async def drain(self) -> None:
         await self.batcher.drain()
-        self._threads.shutdown()
+        self._threads.close()
 
     async def embed(self, model: Model, upload: Upload, ask: Ask, timings: Timings) -> Sound:
         """One clip. Raises Overloaded, or the errors of audio.decode."""
@@ -160,40 +171,65 @@ class Embedder:
         }
         return [errors[clip] if clip in errors else await self._result(clip) for clip in clips]
 
-    async def in_thread(self, function: Callable[[], T]) -> T:
+    async def draw(self, model: Model, upload: Upload, *, columns: int) -> tuple[Picture, float]:
+        """The picture of a clip's log-mel, and its seconds; block after block, so that a long one takes turns
+        with other clips. Raises Overloaded, or the errors of audio.decode."""
+        stream = AudioStream(upload.source, sample_rate=model.card.sample_rate, max_audio_s=self._max_audio_s)
+        blocks = iter(model.logmel_blocks(stream))
+        drawing = Drawing(model.card.frontend.n_mels, columns=columns)
+        self._check_opening()
+
+        def add_one() -> bool:
+            block = next(blocks, None)
+            if block is not None:
+                drawing.add(block)
+            return block is not None
+
+        while await self.in_thread(add_one, takes_long=True):
+            pass
+        return await self.in_thread(drawing.picture), stream.duration_s
+
+    async def in_thread(self, function: Callable[[], T], *, takes_long: bool = False) -> T:
         """The function's result, from a decode thread. A caller that is cancelled stays until a function that
         has begun has ended: it reads the caller's file."""
-        work = self._threads.submit(function)
-        try:
-            return await asyncio.shield(result := asyncio.wrap_future(work))
-        except asyncio.CancelledError:
-            if not work.cancel():
-                with contextlib.suppress(Exception):
-                    await result
-            raise
+        if not takes_long:
+            return await self._threads.run(function)
+        async with self._turns_of_long_work:
+            return await self._threads.run(function)
 
-    async def _open(self, clip: "_Clip") -> list[Job]:
-        """The first share, which for most clips is all. Raises Overloaded when too many clips wait."""
-        self.batcher.check_room()
+    def _check_opening(self) -> None:
+        """Raises Overloaded when too many clips wait to be decoded, or for the model."""
+        self.batcher.check_room(round((self._opening + 1) * self._usual_cost))
         if self._opening >= self._max_opening:
             raise Overloaded(
                 "too many clips wait to be decoded, try again later",
                 retry_after_s=self.batcher.retry_after_s(),
             )
+
+    async def _open(self, clip: "_Clip") -> list[Job]:
+        """The first share, which for most clips is all. Raises Overloaded when too many clips wait.
+
+        Those that are being decoded will take room too: without counting them, an overloaded server would
+        decode clip after clip only to refuse it.
+        """
+        self._check_opening()
         self._opening += 1
         try:
-            return await self.in_thread(clip.next_share)
+            share = await self.in_thread(clip.next_share, takes_long=clip.is_long)
+            self._usual_cost += NEWEST * (clip.cost(share) - self._usual_cost)
+            return share
         finally:
             self._opening -= 1
+            self.batcher.reconsider()
 
     async def _finish(self, clip: "_Clip", share: list[Job], place: Place[Job, Output]) -> None:
         """Run share after share, decoding the next one meanwhile."""
         while share:
-            following = None if clip.is_read else asyncio.ensure_future(self.in_thread(clip.next_share))
+            following = None if clip.is_read else asyncio.ensure_future(self._next_share(clip))
             try:
                 outputs = await place.run(share)
                 if clip.needs_frames:  # pooling thousands of frames takes milliseconds
-                    await self.in_thread(lambda: clip.add(share, outputs))  # noqa: B023 - awaited here
+                    await self.in_thread(lambda: clip.add(share, outputs), takes_long=clip.is_long)  # noqa: B023
                 else:
                     clip.add(share, outputs)
                 share = await following if following else []
@@ -202,14 +238,21 @@ class Embedder:
                     following.cancel()
                     await asyncio.gather(following, return_exceptions=True)
 
+    async def _next_share(self, clip: "_Clip") -> list[Job]:
+        return await self.in_thread(clip.next_share, takes_long=True)
+
     async def _result(self, clip: "_Clip") -> Sound:
-        return await self.in_thread(clip.result) if clip.needs_frames else clip.result()
+        if not clip.needs_frames:
+            return clip.result()
+        return await self.in_thread(clip.result, takes_long=clip.is_long)
 
     def _run_batch(self, jobs: list[Job]) -> list[Output]:
         """In the worker thread: one group of jobs through its model."""
         model = jobs[0].model
         started = time.perf_counter()
-        outputs = embed_pieces(model.run, [job.piece for job in jobs], frames=jobs[0].frames)
+        # Any: trimmed windows of a clip that asks for no frames share batches with those that do.
+        frames = any(job.frames for job in jobs)
+        outputs = embed_pieces(model.run, [job.piece for job in jobs], frames=frames)
         self._metrics.inference_duration.labels(model.card.name).observe(time.perf_counter() - started)
         self._metrics.batch_size.observe(len(jobs))
         sound = sum(job.piece.logmel.shape[1] for job in jobs)
@@ -264,6 +307,7 @@ class _Clip:
         self.decode_s = 0.0
         self.logmel_s = 0.0
         self.is_read = False
+        self.is_long = _n_bytes(upload) > LONG_BYTES
         self._model = model
         self._ask = ask
         self._budget = budget
@@ -317,6 +361,11 @@ class _Clip:
             yield block
             started = time.perf_counter()
         self.decode_s += time.perf_counter() - started
+
+
+def _n_bytes(upload: Upload) -> int:
+    """Of the encoded clip. A file is left at its end; its decoder goes back to the beginning."""
+    return len(upload.source) if isinstance(upload.source, bytes) else upload.source.seek(0, io.SEEK_END)
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T | ViolaError]:

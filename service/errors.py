@@ -8,6 +8,7 @@
     ├── AudioTooShort           audio_too_short         422   holds no samples
     ├── AudioTooLong            audio_too_long          413   more seconds than are accepted
     ├── BodyTooLarge            body_too_large          413   more bytes than are accepted
+    ├── UploadTimeout           upload_timeout          408   the body came too slowly
     ├── UnsupportedMediaType    unsupported_media_type  415   the body is announced as something else
     ├── UnknownModel            unknown_model           404
     ├── UnknownHead             unknown_head            404
@@ -24,10 +25,12 @@ is loaded and reaches no client by itself.
 
 
 class ViolaError(Exception):
-    """The root. `code`: the word in JSON and metrics; `status`: the HTTP status."""
+    """The root. `code`: the word in JSON and metrics; `status`: the HTTP status; `closes`: whether the
+    connection ends with the answer, because the rest of the body is not wanted."""
 
     code = "internal_error"
     status = 500
+    closes = False
 
 
 class BadRequest(ViolaError):
@@ -58,6 +61,13 @@ class AudioTooLong(ViolaError):
 class BodyTooLarge(ViolaError):
     code = "body_too_large"
     status = 413
+    closes = True
+
+
+class UploadTimeout(ViolaError):
+    code = "upload_timeout"
+    status = 408
+    closes = True
 
 
 class UnsupportedMediaType(ViolaError):

@@ -1,16 +1,31 @@
-"""What happened in, Prometheus text out: every metric of the server, with help texts for a person on call."""
+"""What happened in, Prometheus text out: every metric of the server, with help texts for a person on call.
 
-from collections.abc import Callable
+A process alone counts in its memory. Of several workers each counts in files of its slot (processes.py), and
+whichever is scraped adds up all of them; what cannot be counted but only asked for, like the length of the
+queue, each worker then writes down once a second.
+"""
+
+import asyncio
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    Metric,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
+    values,
 )
-from prometheus_client import Info as _Info
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from service.processes import Slot
 
 disable_created_metrics()  # a second series for each, which tells when it was first touched
 
@@ -57,12 +72,40 @@ STAGE_BUCKETS = (
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 FILL_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
+SAMPLE_S = 1.0  # how old a gauge of another worker may be; Prometheus itself asks every 15 s or so
+
+PROCESS_HELP = {
+    "process_virtual_memory_bytes": "Address space of all workers. Says little: much of it is never touched.",
+    "process_resident_memory_bytes": "Memory held by all workers; what they share counts for each.",
+    "process_start_time_seconds": "When the oldest worker started, in seconds since 1970.",
+    "process_cpu_seconds": "CPU time of all workers, user and system.",
+    "process_open_fds": "Open files and connections of all workers.",
+    "process_max_fds": "Open files and connections that all workers may have.",
+}
+
 
 class Metrics:
-    """The metrics of one app, on a registry of their own, so that two apps in one process stay apart."""
+    """The metrics of one app, on a registry of their own, so that two apps in one process stay apart.
 
-    def __init__(self) -> None:
+    slot: of this worker, where there are several; from here on the process counts in its files.
+    """
+
+    def __init__(self, slot: Slot | None = None) -> None:
+        if slot is not None:
+            number = slot.number
+            values.ValueClass = values.MultiProcessValue(lambda: number)
         self.registry = CollectorRegistry()
+        self._slot = slot
+        self._asked: list[tuple[Gauge, Callable[[], float]]] = []
+        self._requests_by: dict[tuple[str, str, int], Counter] = {}
+        self._seconds_by: dict[str, Histogram] = {}
+        self._models: dict[str, Gauge] = {}
+        self._exposed = self.registry
+        if slot is not None:
+            self._exposed = CollectorRegistry()
+            MultiProcessCollector(self._exposed, path=str(slot.folder))
+        self._exposed.register(_Processes(self._pids))
+
         self.requests = Counter(
             "viola_requests",
             "Requests answered, by route, model and HTTP status; 499 where the client left first.",
@@ -103,9 +146,26 @@ class Metrics:
             buckets=FILL_BUCKETS,
             registry=self.registry,
         )
-        self.queue_frames = Gauge(
+        self.queue_frames = self._gauge(
             "viola_queue_frames",
             "Log-mel frames admitted and not yet answered. VIOLA_MAX_QUEUE_FRAMES is where 503 begins.",
+        )
+        self.queue_limit = self._gauge(
+            "viola_queue_limit_frames",
+            "VIOLA_MAX_QUEUE_FRAMES of all workers together; what viola_queue_frames is to be seen against.",
+        )
+        self.in_flight = self._gauge(
+            "viola_requests_in_flight",
+            "Requests being read, worked on or answered, slow uploads included.",
+        )
+        self.ready = self._gauge(
+            "viola_ready",
+            "Workers that are ready for requests; 1 or 0 with a single process. Below VIOLA_WORKERS: one is "
+            "starting, ending or broken; /health/ready and the log tell why.",
+        )
+        self.received_bytes = Counter(
+            "viola_received_bytes",
+            "Bytes of request bodies, refused ones included.",
             registry=self.registry,
         )
         self.audio_seconds = Counter(
@@ -122,11 +182,14 @@ class Metrics:
             "Clips and windows thrown away before inference: their client had left or the deadline passed.",
             registry=self.registry,
         )
-        self.model_info = _Info(
-            "viola_model",
-            "The models that are loaded, and how they are run.",
-            ["model"],
-            registry=self.registry,
+        self.model_info = self._gauge(
+            "viola_model_info",
+            "The models and how they are run: 1 for what is loaded, 0 for what a reload has replaced.",
+            ["model", "version", "encoder", "precision", "device", "embedding_size"],
+            mode="livemax",
+        )
+        self.build_info = self._gauge(
+            "viola_build_info", "Always 1; the labels tell what runs.", ["version", "python"], mode="livemax"
         )
 
     def _seconds(
@@ -139,10 +202,97 @@ class Metrics:
     ) -> Histogram:
         return Histogram(f"{name}_seconds", help_text, labels or [], buckets=buckets, registry=self.registry)
 
+    def _gauge(
+        self,
+        name: str,
+        help_text: str,
+        labels: Iterable[str] = (),
+        *,
+        mode: Literal["livesum", "livemax"] = "livesum",
+    ) -> Gauge:
+        """mode: how the values of several workers become one."""
+        return Gauge(name, help_text, labels, registry=self.registry, multiprocess_mode=mode)
+
+    def count_request(self, route: str, model: str, status: int, seconds: float) -> None:
+        """One answer. Looks the labels up by itself: the library's own way takes longer than counting."""
+        key = route, model, status
+        if (requests := self._requests_by.get(key)) is None:
+            requests = self._requests_by[key] = self.requests.labels(route, model, str(status))
+        if (duration := self._seconds_by.get(route)) is None:
+            duration = self._seconds_by[route] = self.request_duration.labels(route)
+        requests.inc()
+        duration.observe(seconds)
+
+    def expect_errors(self, codes: Iterable[str]) -> None:
+        """Show the errors that may come as 0: an alert on a rate sees the first of them only then."""
+        for code in codes:
+            self.errors.labels(code)
+
+    def tell_build(self, version: str) -> None:
+        self.build_info.labels(version, platform.python_version()).set(1)
+
+    def tell_model(
+        self, name: str, *, version: str, encoder: str, precision: str, device: str, embedding_size: int
+    ) -> None:
+        """A model is loaded, and what had its name before is not any more."""
+        if name in self._models:
+            self._models[name].set(0)
+        self._models[name] = self.model_info.labels(
+            name, version, encoder, precision, device, str(embedding_size)
+        )
+        self._models[name].set(1)
+
+    def forget_model(self, name: str) -> None:
+        """It is no longer served."""
+        if name in self._models:
+            self._models.pop(name).set(0)
+
+    def watch(self, gauge: Gauge, ask: Callable[[], float]) -> None:
+        """Ask at every scrape, rather than be told at every request."""
+        self._asked.append((gauge, ask))
+
     def watch_queue(self, queued_frames: Callable[[], float]) -> None:
-        """Ask `queued_frames` at every scrape, rather than be told at every request."""
-        self.queue_frames.set_function(queued_frames)
+        self.watch(self.queue_frames, queued_frames)
 
     def page(self) -> bytes:
-        """The body of /metrics."""
-        return generate_latest(self.registry)
+        """The body of /metrics: of all workers, whichever of them is asked."""
+        self._sample()
+        if self._slot is not None:
+            self._slot.living()  # takes away the gauges of the dead
+        return generate_latest(self._exposed)
+
+    async def keep_sampled(self) -> None:
+        """Until cancelled, write down for the other workers what only this one can be asked for."""
+        while self._slot is not None:
+            self._sample()
+            await asyncio.sleep(SAMPLE_S)  # nobody can wake it: the scrape reaches another process
+
+    def _sample(self) -> None:
+        for gauge, ask in self._asked:
+            gauge.set(ask())
+
+    def _pids(self) -> list[int]:
+        return [os.getpid()] if self._slot is None else self._slot.living()
+
+
+class _Processes(Collector):
+    """The customary process_ metrics, of all workers together."""
+
+    def __init__(self, pids: Callable[[], list[int]]) -> None:
+        self._pids = pids
+
+    def collect(self) -> Iterator[Metric]:
+        for name, found in self._by_name().items():
+            add_up = min if name == "process_start_time_seconds" else sum
+            total = Metric(name, PROCESS_HELP.get(name, found[0].documentation), found[0].type)
+            sample = found[0].samples[0]
+            total.add_sample(sample.name, {}, add_up(each.samples[0].value for each in found))
+            yield total
+
+    def _by_name(self) -> dict[str, list[Metric]]:
+        by_name: dict[str, list[Metric]] = {}
+        for pid in self._pids():
+            of_one = ProcessCollector(pid=lambda pid=pid: pid, registry=None)  # type: ignore[misc]
+            for metric in of_one.collect():
+                by_name.setdefault(metric.name, []).append(metric)
+        return by_name

@@ -9,21 +9,24 @@
 A folder that does not fit its card is refused with a ModelFolderError whose sentence says what is wrong.
 
 onnxruntime keeps memory for every input shape it sees, so that batches are padded to a small set of lengths
-(`padded_length`), memory patterns are off, and CUDA's search for convolution algorithms is HEURISTIC. Threads
-do not spin while they wait: on a shared machine that is time taken from decoding.
+(`padded_length`). A session whose device fails is opened again:
+
+    session.run ─ fails ─► is it the device, or does the test signal fail, too? ── no ──► the input's fault
+                                     └─ yes ─► open again ─► test signal ─► run once more
 """
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
@@ -37,14 +40,18 @@ from pydantic import (
 )
 from safetensors import SafetensorError, safe_open
 
-from service.errors import ModelFolderError
+from service.errors import ModelFolderError, Overloaded
 from service.logmel import Frontend, LogMel
+from service.selftest import SelfTest, complaint, probe_sound
+from service.session import INPUT_IS_WRONG, Device, Session, TensorRT, candidates, is_failure_of_device
+
+log = logging.getLogger(__name__)
 
 Array = NDArray[np.float32]
-Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 Precision = Literal["auto", "float32", "float16", "int8"]
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a model or a head: a file's name everywhere
+REOPEN_EVERY_S = 5.0  # a session that cannot be opened is not tried more often
 GRAPH_FILES = {"float32": "encoder.onnx", "float16": "encoder.float16.onnx", "int8": "encoder.int8.onnx"}
 
 
@@ -110,7 +117,7 @@ class Card(_Part):
     evaluation: list[dict[str, JsonValue]] = []
     intended_use: str = ""
     limitations: str = ""
-    self_test: dict[str, JsonValue] | None = None
+    self_test: SelfTest | None = None
 
     @model_validator(mode="after")
     def _shortest_input_is_enough(self) -> Self:
@@ -155,39 +162,83 @@ class Output:
     frames: Array | None = None
 
 
+class OpenGraph(Protocol):
+    """What runs the network: service/session.py."""
+
+    device: str
+
+    def run(self, names: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]: ...
+
+    def reopen(self) -> None: ...
+
+
 class Model:
-    """A loaded folder. `run` is called by one thread at a time, `logmel` by any number."""
+    """A loaded folder. `run`, `self_test` and `warm_up` are called by one thread at a time, `logmel` by any
+    number.
+
+    failure: why nothing can be run just now; None while all is well.
+    """
 
     def __init__(
         self,
+        folder: Path,
         card: Card,
         logmel: LogMel,
-        session: onnxruntime.InferenceSession,
+        session: OpenGraph,
         heads: dict[str, Head],
         precision: str,
     ) -> None:
         self.card = card
         self.heads = heads
         self.precision = precision
-        self.device: str = session.get_providers()[0].removesuffix("ExecutionProvider").lower()
+        self.device = session.device
+        self.failure: str | None = None
+        self._folder = folder
         self._logmel = logmel
         self._session = session
+        self._opened_again_at = -REOPEN_EVERY_S
 
     @classmethod
     def load(
-        cls, folder: Path, *, device: Device = "auto", precision: Precision = "auto", threads: int = 1
+        cls,
+        folder: Path,
+        *,
+        device: Device = "auto",
+        precision: Precision = "auto",
+        threads: int = 1,
+        max_batch: int = 32,
+        tensorrt_cache: Path | None = None,
     ) -> "Model":
-        """Checks everything and reads the graph; `threads` within one run. Raises ModelFolderError."""
+        """Checks everything and reads the graph; `threads` within one run. Raises ModelFolderError.
+
+        max_batch: the most items of a batch, and tensorrt_cache: both for TensorRT, see service/session.py.
+        """
         card = load_card(folder)
         check_files(folder, card)
         logmel = _load_logmel(folder / "frontend.safetensors", card.frontend)
         heads = dict(_load_heads(folder, card))
-        providers = _providers(device)
-        on_cpu = len(providers) == 1
-        chosen = _choose_precision(card, precision, on_cpu=on_cpu)
-        session = _open_session(folder / GRAPH_FILES[chosen], providers, threads)
-        _check_graph(session, card, GRAPH_FILES[chosen])
-        return cls(card, logmel, session, heads, chosen)
+
+        def opened(device: str) -> Model:
+            chosen = _choose_precision(card, precision, on_cpu=device == "cpu")
+            engine = TensorRT(
+                n_mels=card.frontend.n_mels,
+                shortest=padded_length(1, longest=card.windows.frames),
+                longest=card.windows.frames,
+                batch=max_batch,
+                half=chosen == "float16",
+                cache=tensorrt_cache,
+            )
+            session = Session(folder / GRAPH_FILES[chosen], device=device, threads=threads, tensorrt=engine)
+            _check_graph(session, card, GRAPH_FILES[chosen])
+            return cls(folder, card, logmel, session, heads, chosen)
+
+        *better, last = candidates(device)
+        for each in better:
+            try:
+                return opened(each)
+            except ModelFolderError as error:
+                log.warning("device: %s instead of %s, because %s", last, each, error)
+        return opened(last)
 
     def logmel(self, samples: Array) -> Array:
         """(n,) float32 mono in [-1, 1] at card.sample_rate -> (n_mels, frames) float32.
@@ -220,11 +271,100 @@ class Model:
         for row, logmel in zip(batch, logmels, strict=True):
             row[:, : logmel.shape[1]] = logmel
         names = ["sum", "max", "count", "frames"][: 4 if frames else 3]
-        sums, maxima, counts, *vectors = self._session.run(names, {"logmel": batch, "n_frames": n_frames})
+        sums, maxima, counts, *vectors = self._run_graph(names, {"logmel": batch, "n_frames": n_frames})
         return [
             Output(sums[i], maxima[i], count := int(counts[i]), vectors[0][i, :count] if frames else None)
             for i in range(len(logmels))
         ]
+
+    def self_test(self) -> str | None:
+        """`probe`, and where something is wrong a new session: None once all is well, else what is not.
+
+        It costs about as much as a clip of a second, and is what makes a server without requests ready again.
+        """
+        reason = self.failure or self.probe()
+        if reason is not None:
+            try:
+                self._open_again(reason)
+            except Overloaded:
+                return self.failure
+        return None
+
+    def probe(self) -> str | None:
+        """What is wrong with the embedding of the test signal: None where it is the card's, or where the card
+        knows none and it is finite."""
+        expected = self.card.self_test.expected.get(self.precision) if self.card.self_test else None
+        try:
+            return complaint(self.probe_vector(), expected)
+        except Exception as error:  # onnxruntime's errors share no class but this
+            return f"its graph fails on the test signal: {error}"
+
+    def warm_up(self, *, max_batch_frames: int, max_batch_items: int) -> None:
+        """On a GPU one run of every padded length, alone and as a full batch: what is searched for, compiled
+        or allocated for a shape is then there before the first request. The CPU prepares nothing."""
+        if self.device == "cpu":
+            return
+        for length in padded_lengths(self.card.windows.frames):
+            logmel = np.zeros((self.card.frontend.n_mels, length), dtype=np.float32)
+            for n in sorted({1, max(1, min(max_batch_items, max_batch_frames // length))}):
+                self.run([logmel] * n)
+
+    def probe_logmel(self) -> Array:
+        """(n_mels, T): the test signal, no longer than a window."""
+        return self.logmel(probe_sound(self.card.sample_rate))[:, : self.card.windows.frames]
+
+    def probe_vector(self) -> Array:
+        """(D,): the embedding of the test signal. Raises what onnxruntime raises."""
+        logmel = self.probe_logmel()
+        n_frames = np.array([logmel.shape[1]], dtype=np.int64)
+        sums, maxima, counts = self._session.run(
+            ["sum", "max", "count"], {"logmel": logmel[None], "n_frames": n_frames}
+        )
+        mean = np.asarray(sums[0] / counts[0], dtype=np.float32)
+        return mean + maxima[0] if self.card.pooling == "mean+max" else mean
+
+    def _run_graph(self, names: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Raises what onnxruntime raises where the input is to blame, Overloaded while nothing can be run."""
+        if self.failure is not None:
+            self._open_again(self.failure)
+        try:
+            return self._session.run(names, feed)
+        except INPUT_IS_WRONG:
+            raise
+        except Exception as error:
+            is_new = time.monotonic() - self._opened_again_at >= REOPEN_EVERY_S
+            if not (is_failure_of_device(error) and is_new) and self.probe() is None:
+                raise  # the session does what it should: this input is the reason
+            reason = f"{type(error).__name__}: {error}"
+        self._open_again(reason)
+        return self._session.run(names, feed)
+
+    def _open_again(self, reason: str) -> None:
+        """A new session that has passed its self-test. Raises Overloaded where there is none, and for a few
+        seconds from then on without another try."""
+        if self.failure is not None and time.monotonic() - self._opened_again_at < REOPEN_EVERY_S:
+            raise Overloaded(f"the model {self.failure}", retry_after_s=REOPEN_EVERY_S)
+        self.failure = f"failed and is being opened again: {reason}"
+        log.error("the model %s %s", self.card.name, self.failure)
+        self._opened_again_at = time.monotonic()
+        try:
+            graph = GRAPH_FILES[self.precision]
+            check_file(self._folder, graph, self.card.files[graph])
+            self._session.reopen()
+            still_wrong = self.probe()
+        except ModelFolderError as error:
+            still_wrong = str(error)
+        if still_wrong:
+            self.failure = f"failed and could not be opened again: {still_wrong}"
+            log.error("the model %s %s", self.card.name, self.failure)
+            raise Overloaded(f"the model {self.failure}", retry_after_s=REOPEN_EVERY_S)
+        self.failure = None
+        log.warning("the model %s was opened again and has passed its self-test", self.card.name)
+
+
+def padded_lengths(longest: int) -> list[int]:
+    """All lengths to which log-mels of up to `longest` frames are padded."""
+    return sorted({padded_length(n, longest=longest) for n in range(1, longest + 1)})
 
 
 def padded_length(n_frames: int, *, longest: int) -> int:
@@ -273,20 +413,25 @@ def check_files(folder: Path, card: Card) -> None:
         if required not in card.files:
             raise ModelFolderError(f"{folder.name}: card.json lists no {required}, which every model needs")
     for name, expected in card.files.items():
-        path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ModelFolderError(f"{folder.name}: card.json lists {name}, which is outside the folder")
-        try:
-            found = sha256_of(path) if path.is_file() else None
-        except OSError as error:
-            raise ModelFolderError(f"{folder.name}: {name} cannot be read: {error.strerror}") from error
-        if found is None:
-            raise ModelFolderError(f"{folder.name}: {name} is missing")
-        if found != expected:
-            raise ModelFolderError(
-                f"{folder.name}: {name} is not the file of the card: its SHA-256 is {found[:12]}…, not "
-                f"{expected[:12]}…; restore the file or export the model again"
-            )
+        check_file(folder, name, expected)
+
+
+def check_file(folder: Path, name: str, expected: str) -> None:
+    """The file is there and has this SHA-256. Raises ModelFolderError."""
+    path = folder / name
+    try:
+        found = sha256_of(path) if path.is_file() else None
+    except OSError as error:
+        raise ModelFolderError(f"{folder.name}: {name} cannot be read: {error.strerror}") from error
+    if found is None:
+        raise ModelFolderError(f"{folder.name}: {name} is missing")
+    if found != expected:
+        raise ModelFolderError(
+            f"{folder.name}: {name} is not the file of the card: its SHA-256 is {found[:12]}…, not "
+            f"{expected[:12]}…; restore the file or export the model again"
+        )
 
 
 def _complaints(error: ValidationError) -> str:
@@ -322,7 +467,7 @@ def _load_logmel(path: Path, frontend: Frontend) -> LogMel:
 
 
 def _load_heads(folder: Path, card: Card) -> Iterator[tuple[str, Head]]:
-    for name in sorted(card.files):
+    for name in card.files:
         if name.startswith("heads/") and name.endswith(".safetensors"):
             head = load_head(folder / name, embedding_size=card.embedding_size)
             yield head.name, head
@@ -363,31 +508,6 @@ def _task(path: Path, task: str | None) -> Literal["multiclass", "multilabel"]:
     raise ModelFolderError(f"{path.name}: the metadata `task` is {task!r}, not multiclass or multilabel")
 
 
-_CUDA = (
-    "CUDAExecutionProvider",
-    {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
-)
-_CPU: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
-_PROVIDERS: dict[str, list[tuple[str, dict[str, str]]]] = {
-    "cpu": [_CPU],
-    "cuda": [_CUDA, _CPU],
-    "tensorrt": [("TensorrtExecutionProvider", {}), _CUDA, _CPU],
-}
-
-
-def _providers(device: Device) -> list[tuple[str, dict[str, str]]]:
-    available = onnxruntime.get_available_providers()
-    if device == "auto":
-        device = "cuda" if "CUDAExecutionProvider" in available else "cpu"
-    providers = _PROVIDERS[device]
-    if providers[0][0] not in available:
-        raise ModelFolderError(
-            f"device {device} was asked for, but this onnxruntime offers only {', '.join(available)}; "
-            "install the `gpu` extra or choose device cpu"
-        )
-    return providers
-
-
 def _choose_precision(card: Card, precision: Precision, *, on_cpu: bool) -> str:
     if precision == "auto":
         return "int8" if on_cpu and GRAPH_FILES["int8"] in card.files else "float32"
@@ -398,23 +518,7 @@ def _choose_precision(card: Card, precision: Precision, *, on_cpu: bool) -> str:
     return precision
 
 
-def _open_session(
-    path: Path, providers: list[tuple[str, dict[str, str]]], threads: int
-) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.enable_mem_pattern = False
-    options.log_severity_level = 3  # errors
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=providers)
-    except Exception as error:  # onnxruntime's errors share no class but this
-        raise ModelFolderError(f"{path.name} cannot be loaded: {error}") from error
-
-
-def _check_graph(session: onnxruntime.InferenceSession, card: Card, name: str) -> None:
+def _check_graph(session: Session, card: Card, name: str) -> None:
     """Inputs and outputs are those of the contract; a number in a shape must be this one."""
     n_mels, D = card.frontend.n_mels, card.embedding_size
     inputs = {"logmel": ("float", (None, n_mels, None)), "n_frames": ("int64", (None,))}
@@ -424,8 +528,8 @@ def _check_graph(session: onnxruntime.InferenceSession, card: Card, name: str) -
         "max": ("float", (None, D)),
         "count": ("int64", (None,)),
     }
-    _check_values(name, "input", session.get_inputs(), inputs)
-    _check_values(name, "output", session.get_outputs(), outputs)
+    _check_values(name, "input", session.inputs, inputs)
+    _check_values(name, "output", session.outputs, outputs)
 
 
 def _check_values(

@@ -1,4 +1,4 @@
-"""A route's query string in, a checked frozen object out. The descriptions are those of /docs.
+"""A route's query string and JSON body in, a checked frozen object out. The descriptions are those of /docs.
 
 The routes call `read` themselves: the framework's way of filling a model from a query costs as much time as
 the decoding of a short clip.
@@ -16,6 +16,8 @@ from service.errors import BadRequest
 MODEL = "Name of the model; the server's default one where it is left out."
 WINDOW = "Length of a window in seconds."
 HOP = "Seconds from the start of one window to the next; as long as the window where it is left out."
+MAX_SHOWN = 80  # characters of what a client sent, in an answer
+NO_BODY: Mapping[str, Any] = {}
 
 
 class _Parameters(BaseModel):
@@ -60,16 +62,39 @@ class ClassifyParameters(_Parameters):
     )
 
 
+# Read by attendance.py.
+DEADLINE: dict[str, Any] = {
+    "name": "X-Deadline-S",
+    "in": "header",
+    "required": False,
+    "description": "Seconds from the end of the upload until the request is answered 504; at most the "
+    "server's own deadline (`VIOLA_DEADLINE_S`), which holds without it.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+
+
+class LogmelParameters(BaseModel):
+    """/logmel."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = Field(default=None, description=MODEL)
+    columns: int = Field(default=800, ge=1, le=4000, description="At most so many columns, each a mean.")
+
+
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
-def read(kind: type[Kind], query: QueryParams) -> Kind:
-    """The query as `kind`. Raises BadRequest with a sentence on every parameter that does not fit."""
-    for name, count in Counter(name for name, _ in query.multi_items()).items():
-        if count > 1:
-            raise BadRequest(f"the parameter `{name}` is given {count} times; give it once")
+def read(kind: type[Kind], query: QueryParams, body: Mapping[str, Any] = NO_BODY) -> Kind:
+    """The query, and what a JSON body holds beside its sound, as `kind`. Raises BadRequest with a sentence on
+    every parameter that does not fit."""
+    pairs = [*query.multi_items(), *body.items()]
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        name, count = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise BadRequest(f"the parameter `{_short(name)}` is given {count} times; give it once")
     try:
-        return kind.model_validate(dict(query))
+        return kind.model_validate(given)
     except ValidationError as error:
         raise BadRequest(complaints(error.errors())) from error
 
@@ -79,29 +104,46 @@ def complaints(errors: Sequence[Any]) -> str:
     return "; ".join(_complaint(each) for each in errors)
 
 
+def properties(kind: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """The JSON schema of each parameter, with its description."""
+    found: dict[str, dict[str, Any]] = kind.model_json_schema()["properties"]
+    return found
+
+
 def openapi(kind: type[BaseModel]) -> dict[str, Any]:
-    """`kind` as the `parameters` of a route in the OpenAPI document."""
-    properties = kind.model_json_schema()["properties"]
+    """`kind` as the `parameters` of a route in the OpenAPI document, with the header that goes with all."""
     return {
         "parameters": [
-            {
-                "name": name,
-                "in": "query",
-                "required": False,
-                "description": schema.pop("description"),
-                "schema": _without_null(schema),
-            }
-            for name, schema in properties.items()
+            *(
+                {
+                    "name": name,
+                    "in": "query",
+                    "required": False,
+                    "description": schema.pop("description"),
+                    "schema": _without_null(schema),
+                }
+                for name, schema in properties(kind).items()
+            ),
+            DEADLINE,
         ]
     }
 
 
 def _complaint(each: Mapping[str, Any]) -> str:
-    name = str(each["loc"][-1]) if each["loc"] else ""
+    name = _short(str(each["loc"][0])) if each["loc"] else ""
     if each["type"] == "extra_forbidden":
         return f"the parameter `{name}` is not known; /docs lists those of this route"
     message = each["msg"].removeprefix("Value error, ")
-    return f"{name}: {message[0].lower()}{message[1:]} (it is {each['input']!r})" if name else message
+    return (
+        f"{name}: {message[0].lower()}{message[1:]} (it is {_short(repr(each['input']))})"
+        if name
+        else message
+    )
+
+
+def _short(text: str) -> str:
+    """What a client sent, for a sentence."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,39 +1,77 @@
 """A folder of model folders in, loaded models out: the default one at start, the others when first asked for.
 
 A folder that cannot be served is refused with the sentence that says why; the others are served all the same.
+
+    reload:   appeared ─┐                           ┌─ yes ─► it takes the old one's place, in one step;
+              changed  ─┴─► load, warm, self-test ──┤         requests that hold the old one finish with it
+              gone     ───► no longer served        └─ no ──► refused with the reason, the old one stays
 """
 
 import asyncio
 import contextlib
+import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from service.errors import ModelFolderError, UnknownModel
-from service.model import Card, Head, Model, load_card, load_head
+from service.model import Card, Head, Model, check_files, load_card, load_head
 
 log = logging.getLogger(__name__)
 
+Print = tuple[str, tuple[tuple[str, int, int], ...]]  # of a folder: SHA-256 of its card; files, sizes, times
+
+
+@dataclass
+class Reloaded:
+    """What a reload did, by name. refused: with the reason; a model that was loaded before is served on."""
+
+    loaded: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def together(reports: Sequence[Reloaded]) -> Reloaded:
+    """One report of several processes: what any of them did."""
+    names: dict[str, list[str]] = {
+        key: sorted({name for report in reports for name in getattr(report, key)})
+        for key in ("loaded", "changed", "removed", "kept")
+    }
+    refused = {name: reason for report in reports for name, reason in report.refused.items()}
+    return Reloaded(**names, refused=refused)
+
 
 class Registry:
-    """The models under `folder`. load: a model's folder → the model, or ModelFolderError; runs in a thread.
+    """The models under `folder`. load: a model's folder → the model, warm, or ModelFolderError; in a thread.
 
     cards: of every folder that has a readable one; refused: name → why it cannot be served; loaded: the rest.
+    on_change: told the name and the model that is served from now on, or None where none is any more.
     """
 
-    def __init__(self, folder: Path, *, default: str, load: Callable[[Path], Model]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        default: str,
+        load: Callable[[Path], Model],
+        on_change: Callable[[str, Model | None], None] = lambda name, model: None,
+    ) -> None:
         self.default = default
         self.cards: dict[str, Card] = {}
         self.refused: dict[str, str] = {}
         self.loaded: dict[str, Model] = {}
         self._folder = folder
         self._load = load
+        self._on_change = on_change
         self._loading: dict[str, asyncio.Task[Model]] = {}
-        for path in sorted(folder.glob("*/card.json")):
-            self._read_card(path.parent)
+        self._prints: dict[str, Print] = {}
+        self._one_change_at_a_time = asyncio.Lock()
+        for path in self._folders():
+            self._read_card(path)
         if default not in self.cards and default not in self.refused:
             self._refuse(default, f"there is no folder {folder / default} with a card.json")
 
@@ -59,6 +97,22 @@ class Registry:
             except UnknownModel as error:
                 log.error("not loaded at start: %s", error)
 
+    async def reload(self) -> Reloaded:
+        """Notice which folders appeared, changed or went. What appeared or changed is loaded, warmed and
+        tested before it is served; reloads that overlap run one after the other."""
+        async with self._one_change_at_a_time:
+            report = Reloaded()
+            folders = {path.name: path for path in await asyncio.to_thread(self._folders)}
+            for name, path in folders.items():
+                if name in self.refused or not await asyncio.to_thread(self._is_as_it_was, path):
+                    await self._replace(path, report)
+                else:
+                    report.kept.append(name)
+            for name in sorted({*self.cards, *self.refused} - folders.keys()):
+                self._remove(name, report)
+        log.info("reloaded: %s", report)
+        return report
+
     def check_known(self, name: str) -> None:
         """Raises UnknownModel with what is wrong and what there is."""
         if name in self.refused:
@@ -69,11 +123,10 @@ class Registry:
 
     def heads(self, name: str) -> dict[str, Head]:
         """The heads of a model, in the order of its card; read from its folder while it is not loaded."""
+        if name in self.loaded:
+            return self.loaded[name].heads
         card = self.cards[name]
         paths = [Path(file) for file in card.files if file.startswith("heads/")]
-        if name in self.loaded:
-            heads = self.loaded[name].heads
-            return {path.stem: heads[path.stem] for path in paths if path.stem in heads}
         return {
             path.stem: load_head(self._folder / name / path, embedding_size=card.embedding_size)
             for path in paths
@@ -115,37 +168,116 @@ class Registry:
             "device": loaded.device if loaded else None,
         }
 
+    def _folders(self) -> list[Path]:
+        return [path.parent for path in sorted(self._folder.glob("*/card.json"))]
+
     def _read_card(self, folder: Path) -> None:
         try:
-            card = load_card(folder)
-            if card.name != folder.name:
-                raise ModelFolderError(f"its card is that of `{card.name}`; folder and name must be the same")
-            self.cards[folder.name] = card
+            self._prints[folder.name] = _print_of(folder)
+            self.cards[folder.name] = _card_of(folder)
         except ModelFolderError as error:
             self._refuse(folder.name, str(error))
 
     async def _load_in_thread(self, name: str) -> Model:
         try:
-            self.loaded[name] = await asyncio.to_thread(self._load_and_try, self._folder / name)
-            return self.loaded[name]
+            async with self._one_change_at_a_time:
+                if name in self.loaded:  # by a reload, meanwhile
+                    return self.loaded[name]
+                model, seen = await asyncio.to_thread(self._load_and_try, self._folder / name)
+                self._serve(name, model, seen)
+                return model
         except ModelFolderError as error:
             self._refuse(name, str(error))
             raise UnknownModel(f"the model `{name}` cannot be served: {error}") from error
         finally:
             del self._loading[name]
 
-    def _load_and_try(self, folder: Path) -> Model:
-        """Load a model and embed a second of silence, so that a graph that cannot run is refused here."""
-        model = self._load(folder)
+    def _load_and_try(self, folder: Path) -> tuple[Model, Print]:
+        """In a thread. A model that has passed its self-test, and how its folder looked before. Raises
+        ModelFolderError."""
+        seen = _print_of(folder)
+        _card_of(folder)
         try:
-            (output,) = model.run([model.logmel(np.zeros(model.card.sample_rate, dtype=np.float32))])
-        except Exception as error:
-            raise ModelFolderError(f"its graph fails on a second of silence: {error}") from error
-        if not np.isfinite(output.sum).all():
-            raise ModelFolderError("its graph gives NaN or infinite values for a second of silence")
-        return model
+            model = self._load(folder)
+            reason = model.probe()
+        except ModelFolderError:
+            raise
+        except Exception as error:  # of onnxruntime, while it warms up
+            raise ModelFolderError(f"its graph fails: {error}") from error
+        if reason:
+            raise ModelFolderError(reason)
+        return model, seen
+
+    def _serve(self, name: str, model: Model, seen: Print) -> None:
+        self.loaded[name] = model
+        self.cards[name] = model.card
+        self.refused.pop(name, None)
+        self._prints[name] = seen
+        self._on_change(name, model)
+
+    async def _replace(self, folder: Path, report: Reloaded) -> None:
+        """What is served under the folder's name, by what the folder holds now."""
+        name = folder.name
+        try:
+            model, seen = await asyncio.to_thread(self._load_and_try, folder)
+        except ModelFolderError as error:
+            report.refused[name] = str(error)
+            if name in self.loaded:
+                log.error("the model %s is not replaced, the old one is served on: %s", name, error)
+            else:
+                self._refuse(name, str(error))
+            return
+        (report.changed if name in self.cards else report.loaded).append(name)
+        self._serve(name, model, seen)
+
+    def _remove(self, name: str, report: Reloaded) -> None:
+        """Its folder is gone. The default model is served on: without it the server would not be ready."""
+        if name == self.default:
+            report.refused[name] = self.refused.get(
+                name, "its folder is gone; the default model is served on"
+            )
+            return
+        self.refused.pop(name, None)
+        self.cards.pop(name, None)
+        self._prints.pop(name, None)
+        report.removed.append(name)
+        if self.loaded.pop(name, None):
+            self._on_change(name, None)
+
+    def _is_as_it_was(self, folder: Path) -> bool:
+        """In a thread. Whether the folder still holds what is served; its files are read again only where
+        sizes or times differ."""
+        before = self._prints.get(folder.name)
+        try:
+            now = _print_of(folder)
+            if before is None or before[0] != now[0]:
+                return False
+            if before != now:
+                check_files(folder, self.cards[folder.name])
+                self._prints[folder.name] = now
+        except ModelFolderError:
+            return False
+        return True
 
     def _refuse(self, name: str, reason: str) -> None:
         log.error("the model %s is refused: %s", name, reason)
         self.refused[name] = reason
         self.cards.pop(name, None)
+
+
+def _card_of(folder: Path) -> Card:
+    card = load_card(folder)
+    if card.name != folder.name:
+        raise ModelFolderError(f"its card is that of `{card.name}`; folder and name must be the same")
+    return card
+
+
+def _print_of(folder: Path) -> Print:
+    """How a folder looks from outside: enough to see that it was changed."""
+    try:
+        card = (folder / "card.json").read_bytes()
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "card.json"]
+        stats = [(str(path.relative_to(folder)), path.stat()) for path in files]
+    except OSError as error:
+        raise ModelFolderError(f"{folder.name} cannot be read: {error.strerror}") from error
+    return hashlib.sha256(card).hexdigest(), tuple((n, stat.st_size, stat.st_mtime_ns) for n, stat in stats)

@@ -13,7 +13,9 @@ from service import errors
 from service.audio import KNOWN_FORMATS
 from service.errors import ViolaError
 from service.model import Card
-from service.upload import ACCEPTED, ACCEPTED_FORM
+from service.openai_api import PREFIX, error_content
+from service.parameters import properties
+from service.upload import ACCEPTED, ACCEPTED_FORM, ACCEPTED_JSON
 
 VECTOR = "`embedding_size` numbers, or with encoding=base64 one string of their little-endian bytes."
 VECTORS = "One list of numbers per row, or with encoding=base64 one string of all rows' bytes, row by row."
@@ -43,6 +45,31 @@ class EmbedAnswer(BaseModel):
     embedding: list[float] | str = Field(description=VECTOR)
     frames: Frames | None = Field(default=None, description="With frames=true, else left out.")
     windows: Windows | None = Field(default=None, description="With window_s, else left out.")
+
+
+class LogmelAnswer(BaseModel):
+    """A clip's log-mel as a picture."""
+
+    model: str
+    duration_s: float = Field(description="Length of the clip as sent.")
+    n_mels: int
+    columns: int
+    frames_per_column: int = Field(description="Log-mel frames that a column is the mean of.")
+    low: float = Field(description="The log-mel value of a pixel of 0.")
+    high: float = Field(description="The log-mel value of a pixel of 255.")
+    pixels: str = Field(description="One byte a pixel in base64, band after band from the lowest.")
+
+
+LOGMEL_EXAMPLE = {
+    "model": "byola",
+    "duration_s": 0.02,
+    "n_mels": 2,
+    "columns": 3,
+    "frames_per_column": 1,
+    "low": -15.9,
+    "high": 2.1,
+    "pixels": "AAECAwT/",
+}
 
 
 class Tag(BaseModel):
@@ -129,6 +156,19 @@ class ModelsAnswer(BaseModel):
     refused: dict[str, str] = Field(description="Folders that cannot be served, with the reason.")
 
 
+class ReloadAnswer(BaseModel):
+    """What a reload did, by the names of the models."""
+
+    loaded: list[str] = Field(description="Their folders appeared.")
+    changed: list[str] = Field(description="Replaced by what their folders hold now.")
+    removed: list[str] = Field(description="Their folders are gone.")
+    kept: list[str] = Field(description="Nothing changed.")
+    refused: dict[str, str] = Field(
+        description="Cannot be served as they are now, with the reason; a model that was loaded is served on."
+    )
+    processes: int = Field(description="Server processes that did so; VIOLA_WORKERS, all being well.")
+
+
 EMBED_EXAMPLE = {
     "model": "byola",
     "duration_s": 1.0,
@@ -146,6 +186,14 @@ MODEL_EXAMPLE = {
     "device": "cpu",
 }
 MODELS_EXAMPLE = {"default": "byola", "models": [MODEL_EXAMPLE], "refused": {}}
+RELOAD_EXAMPLE = {
+    "loaded": ["speech"],
+    "changed": [],
+    "removed": [],
+    "kept": ["byola"],
+    "refused": {"torn": "torn: encoder.onnx is missing"},
+    "processes": 1,
+}
 NOT_READY: dict[int | str, dict[str, Any]] = {
     503: {
         "description": "`not_ready`",
@@ -162,8 +210,11 @@ ERROR_EXAMPLES: dict[type[ViolaError], str] = {
     errors.AudioTooShort: "the file holds no samples; send at least one",
     errors.AudioTooLong: "the clip lasts 9000.0 s by its header, at most 7200 s are accepted; send a part",
     errors.BodyTooLarge: "the body is longer than the 200000000 bytes that are accepted; send a shorter "
-    "clip, or compress it",
-    errors.UnsupportedMediaType: f"the Content-Type is text/plain; send {ACCEPTED}, or {ACCEPTED_FORM}",
+    "clip, compress it, or send its bytes themselves where it is JSON now",
+    errors.UploadTimeout: "the body came too slowly: 20 bytes so far, and fewer than 500 per second in the "
+    "last 20 s; send it again, faster",
+    errors.UnsupportedMediaType: f"the Content-Type is text/plain; send {ACCEPTED}, {ACCEPTED_FORM}, "
+    f"or {ACCEPTED_JSON}",
     errors.UnknownModel: "there is no model `bayola`; there is `byola`",
     errors.UnknownHead: "the model `byola` has no head `esc500`; it has `esc50`",
     errors.Unauthorized: "show a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
@@ -183,7 +234,9 @@ OF_CLASSIFY = tuple(ERROR_EXAMPLES)
 OF_BATCH = (
     errors.BadRequest,
     errors.AudioMissing,
+    errors.AudioUnreadable,
     errors.BodyTooLarge,
+    errors.UploadTimeout,
     errors.UnsupportedMediaType,
     errors.Unauthorized,
     errors.Overloaded,
@@ -192,8 +245,8 @@ OF_BATCH = (
 )
 
 
-def error_responses(*kinds: type[ViolaError]) -> dict[int | str, dict[str, Any]]:
-    """For a route: its errors by status, with the codes and an example of each."""
+def error_responses(*kinds: type[ViolaError], path: str = "/") -> dict[int | str, dict[str, Any]]:
+    """For the route at `path`: its errors by status, with the codes and an example of each."""
     by_status = defaultdict(list)
     for kind in kinds:
         by_status[kind.status].append(kind)
@@ -206,12 +259,12 @@ def error_responses(*kinds: type[ViolaError]) -> dict[int | str, dict[str, Any]]
                         "type": "object",
                         "required": ["error", "detail"],
                         "properties": {
-                            "error": {"type": "string", "enum": [kind.code for kind in of_status]},
+                            "error": _error_schema(path, [kind.code for kind in of_status]),
                             "detail": {"type": "string"},
                         },
                     },
                     "examples": {
-                        kind.code: {"value": {"error": kind.code, "detail": ERROR_EXAMPLES[kind]}}
+                        kind.code: {"value": error_content(path, kind.code, ERROR_EXAMPLES[kind])}
                         for kind in of_status
                     },
                 }
@@ -219,6 +272,14 @@ def error_responses(*kinds: type[ViolaError]) -> dict[int | str, dict[str, Any]]
         }
         for status, of_status in by_status.items()
     }
+
+
+def _error_schema(path: str, codes: list[str]) -> dict[str, Any]:
+    if not path.startswith(PREFIX):
+        return {"type": "string", "enum": codes}
+    code = {"type": "string", "enum": codes}
+    properties = {"message": {"type": "string"}, "type": code, "param": {"type": "null"}, "code": code}
+    return {"type": "object", "required": list(properties), "properties": properties}
 
 
 def answer(
@@ -239,24 +300,58 @@ _FORM_OF_MANY = {
     "properties": {"file": {"type": "array", "items": _SOUND, "minItems": 1}},
 }
 
-ONE_CLIP = {
-    "requestBody": {
-        "required": True,
-        "description": "One clip: the field `file` of a form, or the encoded sound itself as the body.",
-        "content": {
-            "multipart/form-data": {"schema": _FORM},
-            "audio/*": {"schema": _SOUND},
-            "application/octet-stream": {"schema": _SOUND},
-        },
-    }
+_IN_BASE64 = {"type": "string", "description": "The encoded sound in base64, or as a data: URI."}
+_MANY_IN_BASE64 = {
+    "description": "The sounds, each in base64 or as a data: URI; a string stands for a list of one.",
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
 }
-SEVERAL_CLIPS = {
-    "requestBody": {
-        "required": True,
-        "description": "Several clips: one field `file` for each.",
-        "content": {"multipart/form-data": {"schema": _FORM_OF_MANY}},
+
+
+def one_clip(kind: type[BaseModel]) -> dict[str, Any]:
+    """For a route: its body, one clip; in JSON also the parameters of `kind`."""
+    return {
+        "requestBody": {
+            "required": True,
+            "description": "One clip: the field `file` of a form, the encoded sound itself, or JSON.",
+            "content": {
+                "multipart/form-data": {"schema": _FORM},
+                "audio/*": {"schema": _SOUND},
+                "application/octet-stream": {"schema": _SOUND},
+                "application/json": {"schema": _json_body("audio", _IN_BASE64, kind)},
+            },
+        }
     }
-}
+
+
+def several_clips(kind: type[BaseModel]) -> dict[str, Any]:
+    """For a route: its body, several clips; in JSON also the parameters of `kind`."""
+    return {
+        "requestBody": {
+            "required": True,
+            "description": "Several clips: one field `file` for each, or JSON.",
+            "content": {
+                "multipart/form-data": {"schema": _FORM_OF_MANY},
+                "application/json": {"schema": _json_body("audio", _MANY_IN_BASE64, kind)},
+            },
+        }
+    }
+
+
+def clips_of_openai(kind: type[BaseModel]) -> dict[str, Any]:
+    """For OpenAI's route: its body."""
+    content = {"application/json": {"schema": _json_body("input", _MANY_IN_BASE64, kind)}}
+    return {"requestBody": {"required": True, "description": "Sounds in JSON.", "content": content}}
+
+
+def _json_body(name: str, sound: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": [name],
+        "properties": {name: sound} | properties(kind),
+        "additionalProperties": False,
+    }
+
+
 KEY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

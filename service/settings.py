@@ -28,8 +28,8 @@ class Settings(BaseSettings):
         default=1,
         ge=1,
         le=256,
-        description="Processes behind the port. Each holds its own models, its own queue and, for now, its "
-        "own metrics: a scrape of `/metrics` reaches one of them.",
+        description="Processes behind the port. Each holds its own models and its own queue; `/metrics` "
+        "tells of all together, whichever answers. One that dies is replaced.",
     )
     models_dir: Path = Field(default=Path("models"), description="Folder that holds one folder per model.")
     model: str = Field(
@@ -50,6 +50,11 @@ class Settings(BaseSettings):
         description="Which graph of the model folder is used. `auto` takes int8 on a CPU when the folder has "
         "it, else float32.",
     )
+    tensorrt_cache: Path | None = Field(
+        default=None,
+        description="Folder for the engines that device `tensorrt` builds; without one they are built at "
+        "every start, which takes minutes.",
+    )
     threads: int = Field(
         default=0,
         ge=0,
@@ -61,6 +66,20 @@ class Settings(BaseSettings):
         default=200_000_000,
         ge=1,
         description="Longest request body in bytes: an hour of MP3 at 320 kbit/s takes 144 million.",
+    )
+    max_held_bytes: int = Field(
+        default=2_000_000_000,
+        ge=1,
+        description="Bytes of all request bodies that are being read or worked on, together; a request "
+        "beyond them gets 503. What is over 128 million of them, or over a million in one clip, lies in "
+        "temporary files (`TMPDIR`).",
+    )
+    upload_timeout_s: float = Field(
+        default=20,
+        gt=0,
+        allow_inf_nan=False,
+        description="A client that sends fewer than 500 bytes per second on average for so many seconds is "
+        "answered 408 and disconnected.",
     )
     max_audio_s: float = Field(
         default=7200,
@@ -84,6 +103,14 @@ class Settings(BaseSettings):
         description="How long a free worker waits for a batch to fill. 0, the best for most: it takes at "
         "once what is there, and batches form while it is busy.",
     )
+    hold_ms: float = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="How long a free worker may hold a batch for clips that have arrived and are being "
+        "decoded; a lone request waits for nobody. 0: it takes at once what is there, which was measured "
+        "to be as fast on two cores.",
+    )
     max_queue_frames: int = Field(
         default=200_000,
         ge=1,
@@ -102,12 +129,41 @@ class Settings(BaseSettings):
         "KEY` or `X-API-Key: KEY`. Empty: no key is asked for. `/`, `/health/*`, `/metrics`, `/docs` and "
         "`/openapi.json` never ask for one.",
     )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="A file of further keys, one per line; `#` begins a comment. It is read again when it "
+        "changes, without a restart; while it is gone or broken the keys read last stay valid. A file "
+        "without keys refuses every request that needs one.",
+    )
     cors_origins: CommaList = Field(
         default=(),
         description="Origins, separated by commas, whose web pages may call the server; `*` means all.",
     )
     log_format: Literal["text", "json"] = Field(
         default="text", description="Log lines for people or for machines."
+    )
+    access_log: bool = Field(
+        default=True,
+        description="One log line per request. `/health/*` and `/metrics` get one only where they fail.",
+    )
+    otel: bool = Field(
+        default=False,
+        description="Traces by OpenTelemetry, over OTLP (HTTP); the `OTEL_*` variables tell where to. Needs "
+        "the extra `otel`.",
+    )
+    drain_s: float = Field(
+        default=1,
+        ge=0,
+        le=3600,
+        description="Seconds from SIGTERM until the port is closed. Meanwhile the server is not ready, "
+        "answers all requests and ends each connection with the answer, so that load balancers, and clients "
+        "that keep connections open, turn elsewhere.",
+    )
+    root_path: str = Field(
+        default="",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="The prefix under which a proxy serves viola, like `/viola`; the proxy may cut it off or "
+        "leave it. Also `python -m service --root-path /viola`.",
     )
 
     @field_validator("preload", "api_keys", "cors_origins", mode="before")
@@ -151,7 +207,9 @@ def _row(name: str, field: FieldInfo) -> str:
 
 
 def _shown(default: object) -> str:
-    return f"`{default}`" if default not in ((), "") else "(empty)"
+    if isinstance(default, bool):
+        return f"`{default}`".lower()
+    return f"`{default}`" if default not in ((), "", None) else "(empty)"
 
 
 def _allowed(name: str) -> str:
@@ -159,8 +217,10 @@ def _allowed(name: str) -> str:
     schema = Settings.model_json_schema()["properties"][name]
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
-    if schema["type"] == "array":
+    if schema.get("type") == "array":
         return "a list"
+    if schema.get("type") == "boolean":
+        return "`true`, `false`"
     low, high = schema.get("minimum"), schema.get("maximum")
     if "exclusiveMinimum" in schema:
         return f"more than {schema['exclusiveMinimum']:g}"

@@ -19,6 +19,7 @@ MOST_INFERENCE_THREADS = 16
 LEAST_DECODE_THREADS = 2
 
 CGROUP = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -51,24 +52,59 @@ def plan(settings: Settings) -> ThreadPlan:
     )
 
 
-def usable_cores(cgroup: Path = CGROUP) -> tuple[int, str]:
+def usable_cores(cgroup: Path = CGROUP, own: Path = OWN_CGROUPS) -> tuple[int, str]:
     """(cores, where the number comes from): the smaller of the CPU affinity and the cgroup's quota."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cgroup_quota(cgroup)
+    quota = cgroup_quota(cgroup, own)
     if quota is not None and quota < affinity:
         # Rounded up: with 1.5 cores two threads are throttled now and then, one would waste half a core.
         return max(1, math.ceil(quota)), f"the cgroup's quota of {quota:g} CPU"
     return affinity, "the CPU affinity"
 
 
-def cgroup_quota(cgroup: Path = CGROUP) -> float | None:
-    """CPUs' worth of time that this container may use, None without a limit. Version 2 first, then 1."""
+def cgroup_quota(cgroup: Path = CGROUP, own: Path = OWN_CGROUPS) -> float | None:
+    """CPUs' worth of time that this process may use: the smallest quota of its cgroup and of those above it,
+    None without any. Both versions of cgroups are read, for a host may have one, the other or both."""
+    paths = _own_paths(own)
+    quotas = [_quota_of_v2(folder) for folder in _upwards(cgroup, paths.get("", "/"))]
+    for controller in ("cpu", "cpu,cpuacct"):
+        quotas += [_quota_of_v1(folder) for folder in _upwards(cgroup / controller, paths.get("cpu", "/"))]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _own_paths(own: Path) -> dict[str, str]:
+    """Controller → the path of this process's cgroup, from lines like `4:cpu,cpuacct:/a/b` and, for version
+    2, `0::/a/b`."""
     try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
+        lines = own.read_text().splitlines()
+    except OSError:  # no Linux
+        return {}
+    return {
+        controller: path
+        for _, controllers, path in (line.split(":", 2) for line in lines)
+        for controller in controllers.split(",")
+    }
+
+
+def _upwards(root: Path, path: str) -> list[Path]:
+    """root/a/b, root/a, root for `/a/b`. Those that a container does not see are no folders: nothing is read
+    there."""
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    return [root.joinpath(*parts[:n]) for n in range(len(parts), -1, -1)]
+
+
+def _quota_of_v2(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
     except (OSError, ValueError):
-        try:
-            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    return None if quota in ("max", "-1") else int(quota) / int(period)
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _quota_of_v1(folder: Path) -> float | None:
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        period = int((folder / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return None
+    return None if quota < 0 else quota / period

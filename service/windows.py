@@ -137,10 +137,9 @@ class Pool:
         self._segments = _Segments(card, window_s, hop_s or window_s) if window_s else None
         self._frames: list[Array] = []
         self._times_s: list[NDArray[np.float64]] = []
-        self._total = _Total(card.embedding_size)
-        self._vectors = np.zeros(
-            card.embedding_size
-        )  # independent windows: the weighted sum of their vectors
+        self._total = _Total()
+        # Of independent windows: the weighted sum of their vectors.
+        self._vectors: NDArray[np.float64] | float = 0.0
         self._weight = 0
         self._stop = 0
 
@@ -154,7 +153,7 @@ class Pool:
             self._total.add(output)
         else:
             weight = window.stop - window.start
-            self._vectors += weight * _vector(self._card, output)
+            self._vectors = self._vectors + weight * _vector(self._card, output).astype(np.float64)
             self._weight += weight
         if self.needs_frames:
             self._add_frames(window, output)
@@ -182,7 +181,7 @@ class Pool:
     def _vector(self) -> Array:
         if self._card.windows.kind == "exact":
             return _vector(self._card, self._total.output())
-        return (self._vectors / self._weight).astype(np.float32)
+        return np.asarray(self._vectors / self._weight, dtype=np.float32)
 
     def _frame_times_s(self, window: Window, n: int) -> NDArray[np.float64]:
         card = self._card
@@ -237,14 +236,15 @@ class _Cutter:
 class _Total:
     """Sum (in float64: an hour is 90 000 frames), maximum and number of frames (n, D), added bit by bit."""
 
-    def __init__(self, size: int) -> None:
-        self._sum = np.zeros(size)
-        self._max = np.full(size, -np.inf, dtype=np.float32)
+    def __init__(self) -> None:
         self.count = 0
 
     def add(self, output: Output) -> None:
-        self._sum += output.sum
-        np.maximum(self._max, output.max, out=self._max)
+        if self.count == 0:  # most clips end here: nothing is allocated before it is needed
+            self._sum, self._max = output.sum.astype(np.float64), output.max
+        else:
+            self._sum += output.sum
+            self._max = np.maximum(self._max, output.max)
         self.count += output.count
 
     def output(self) -> Output:
@@ -273,7 +273,7 @@ class _Segments:
         if self._before is None:
             self._before = frames[0]
         while self._next * self._hop_s <= times_s[-1]:
-            self._open[self._next] = _Total(self._card.embedding_size)
+            self._open[self._next] = _Total()
             self._next += 1
         for k, total in list(self._open.items()):
             first, last = np.searchsorted(times_s, [k * self._hop_s, k * self._hop_s + self._window_s])
@@ -292,7 +292,7 @@ class _Segments:
         assert self._before is not None, "a clip has at least one frame"
         times_s = segment_times_s(duration_s, self._window_s, self._hop_s)
         for k in range(self._next, len(times_s)):
-            self._open[k] = _Total(self._card.embedding_size)
+            self._open[k] = _Total()
         for k in list(self._open):
             self._close(k, self._before)
         return [Segment(start, end, self._vectors[k]) for k, (start, end) in enumerate(times_s)]

@@ -4,16 +4,23 @@ Two 3x3 convolutions with 2x2 pooling in between, as in BYOL-A 2022, but 4 chann
 stride 4, a receptive field of one output frame to each side, masks by `n_frames`.
 """
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import uvicorn
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
+from service.app import create_app
 from service.model import Card, Model, sha256_of, write_card
+from service.protocol import Protocol
+from service.settings import Settings
 
 N_MELS, CHANNELS, D = 16, 4, 16
 N_FFT, HOP = 512, 160
@@ -200,3 +207,36 @@ def positions_below(value: str, axis: int, n: str, out: str) -> list[onnx.NodePr
         node("Unsqueeze", [n, "axes_1"], [f"{out}_limit"]),
         node("Less", [f"{out}_positions", f"{out}_limit"], [out]),
     ]
+
+
+Serve = Callable[..., AbstractContextManager[str]]
+
+
+@pytest.fixture(scope="session")
+def serve(models_dir: Path) -> Serve:
+    """`with serve(**settings) as url:` – a server in a thread with the toy model, as `python -m service`."""
+
+    @contextmanager
+    def serving(**settings: object) -> Iterator[str]:
+        own = {"models_dir": models_dir, "model": "toy", "device": "cpu", "threads": 2} | settings
+        app = create_app(Settings.model_validate(own))
+        server = uvicorn.Server(uvicorn.Config(app, port=0, ws="none", log_config=None, http=Protocol))
+        thread = threading.Thread(target=server.run, name="server")
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.005)
+        try:
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(10)
+            assert not thread.is_alive()
+
+    return serving
+
+
+@pytest.fixture(scope="session")
+def live_url(serve: Serve) -> Iterator[str]:
+    """Of a server with the usual settings."""
+    with serve() as url:
+        yield url

@@ -510,6 +510,67 @@ def test_a_request_past_its_deadline_is_answered_504_and_dropped(models_dir: Pat
         assert "viola_dropped_total 1.0" in client.get("/metrics").text
 
 
+def test_a_request_may_set_a_shorter_deadline_of_its_own(models_dir: Path) -> None:
+    with serving(models_dir) as (client, state):
+        content = wav(noise(0.1))
+        with held_worker(state):
+            for path in ("/embed", "/embed/batch"):
+                files = {"file": content}
+                late = client.post(path, files=files, headers={"X-Deadline-S": "0.05"})
+                assert "0.05 s" in check_error(late, 504, "deadline_exceeded")
+        for wrong in ("0", "soon", "61"):
+            refused = client.post("/embed", content=content, headers=RAW | {"X-Deadline-S": wrong})
+            assert f"X-Deadline-S is '{wrong}'" in check_error(refused, 422, "bad_request")
+        assert client.post("/embed", content=content, headers=RAW | {"X-Deadline-S": "60"}).status_code == 200
+
+
+def test_work_that_waits_to_be_decoded_is_dropped_past_its_deadline(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    def wait_and_read(clip: Any) -> Any:
+        gate.wait(10)
+        return next_share(clip)
+
+    next_share = embedder_module._Clip.next_share
+    monkeypatch.setattr(embedder_module._Clip, "next_share", wait_and_read)
+    content = wav(noise(0.1))
+    with serving(models_dir) as (client, state), ThreadPoolExecutor(4) as pool:
+        reading = [pool.submit(embed, client, content) for _ in range(state.plan.decode)]
+        until(lambda: state.embedder._opening == state.plan.decode)
+        late = client.post("/embed", content=content, headers=RAW | {"X-Deadline-S": "0.05"})
+        check_error(late, 504, "deadline_exceeded")
+        gate.set()
+        assert all(each.result() for each in reading)
+        assert "viola_dropped_total 1.0" in client.get("/metrics").text
+
+
+def test_long_uploads_leave_a_decode_thread_to_short_ones(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedder_module, "LONG_BYTES", 100_000)
+    gate, reading = threading.Event(), threading.Semaphore(0)
+
+    def wait_where_long(clip: Any) -> Any:
+        if clip.is_long:
+            reading.release()
+            gate.wait(10)
+        return next_share(clip)
+
+    next_share = embedder_module._Clip.next_share
+    monkeypatch.setattr(embedder_module._Clip, "next_share", wait_where_long)
+    long, short = wav(noise(5)), wav(noise(0.1))
+    with serving(models_dir) as (client, state), ThreadPoolExecutor(4) as pool:
+        assert state.plan.decode == 2
+        held = [pool.submit(embed, client, long) for _ in range(3)]
+        assert reading.acquire(timeout=5)
+        assert embed(client, short)
+        assert not reading.acquire(blocking=False)  # one of the three has begun
+        gate.set()
+        assert all(each.result()["duration_s"] == 5 for each in held)
+
+
 def test_a_client_that_leaves_is_no_longer_worked_for(models_dir: Path) -> None:
     with serving(models_dir) as (client, state), ThreadPoolExecutor(1) as pool:
         with held_worker(state):
@@ -606,6 +667,20 @@ def test_a_server_is_ready_until_it_drains(models_dir: Path) -> None:
         assert client.get("/health/live").status_code == 200
 
 
+def test_a_worker_that_is_stuck_in_a_batch_makes_the_server_unready_until_it_goes_on(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "STUCK_S", 0.05)
+    with serving(models_dir) as (client, state), ThreadPoolExecutor(1) as pool:
+        with held_worker(state):
+            waiting = pool.submit(embed, client, wav(noise(0.1)))
+            until(lambda: client.get("/health/ready").status_code == 503)
+            assert "in one batch" in check_error(client.get("/health/ready"), 503, "not_ready")
+            assert client.get("/health/live").status_code == 200
+        assert waiting.result()
+        assert client.get("/health/ready").status_code == 200
+
+
 def test_a_server_without_its_default_model_is_alive_and_not_ready(tmp_path: Path) -> None:
     with serving(tmp_path, model="byola") as (client, _):
         assert client.get("/health/live").status_code == 200
@@ -626,21 +701,45 @@ def test_what_was_accepted_is_answered_when_the_server_stops(models_dir: Path) -
         assert accepted.result().status_code == 200
 
 
+def test_the_log_mel_comes_as_a_picture(client: httpx.Client) -> None:
+    sound = (FIXTURES / "birds_30s_16k_mono.opus").read_bytes()
+    answer = client.post("/logmel?columns=100", content=sound).json()
+    pixels = base64.b64decode(answer["pixels"])
+    assert 50 <= answer["columns"] <= 100
+    assert len(pixels) == answer["n_mels"] * answer["columns"]
+    assert (min(pixels), max(pixels)) == (0, 255)
+    assert answer["duration_s"] == pytest.approx(30.0)
+    assert client.post("/logmel?columns=0", content=sound).json()["error"] == "bad_request"
+    assert client.post("/logmel", content=b"no sound").json()["error"] == "audio_unreadable"
+
+
+def test_the_page_asks_for_no_key_and_comes_with_its_policy(client: httpx.Client) -> None:
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for name in ("page.js", "page.css", "api.js", "sounds/dog.mp3"):
+        assert client.get(f"/page/{name}").status_code == 200
+    assert client.get("/page/../app.py").status_code == 404
+
+
 def test_the_openapi_document_lists_routes_parameters_errors_and_examples(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     posts = {"/embed", "/classify", "/embed/batch", "/classify/batch"}
-    gets = {"/models", "/models/{name}", "/health/live", "/health/ready", "/metrics"}
-    assert set(document["paths"]) == posts | gets
+    others = {"/models", "/models/{name}", "/models/reload", "/health/live", "/health/ready", "/metrics"}
+    others |= {"/v1/embeddings", "/v1/models", "/v1/models/{name}", "/logmel"}
+    assert set(document["paths"]) == posts | others
     embed_route = document["paths"]["/embed"]["post"]
     assert {each["name"] for each in embed_route["parameters"]} == {
-        "model", "frames", "window_s", "hop_s", "encoding", "dtype"
+        "model", "frames", "window_s", "hop_s", "encoding", "dtype", "X-Deadline-S"
     }  # fmt: skip
     assert all(each["description"] for each in embed_route["parameters"])
     for path in posts:
         route = document["paths"][path]["post"]
         assert "multipart/form-data" in route["requestBody"]["content"]
         assert route["responses"]["200"]["content"]["application/json"]["example"]
-        assert set(route["responses"]) == {"200", "401", "404", "413", "415", "422", "500", "503", "504"}
+        assert set(route["responses"]) == {
+            "200", "401", "404", "408", "413", "415", "422", "500", "503", "504"
+        }  # fmt: skip
     text = json.dumps(document)
     for code in [*(set(INVALID.values())), "audio_too_long", "body_too_large", "unsupported_media_type",
                  "unknown_model", "unknown_head", "unauthorized", "overloaded", "deadline_exceeded",

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import scipy.signal
 import soundfile
 import soxr
 
@@ -147,6 +148,32 @@ def test_what_libsndfile_cannot_read_is_read_by_ffmpeg(container: str, codec: st
     assert np.abs(waveform.samples[4000:12000]).max() == pytest.approx(0.5, abs=0.02)
 
 
+CONTAINERS = sorted(path.name for path in (FIXTURES / "containers").glob("keyword_yes_*"))
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_word_is_the_same_in_every_container(name: str) -> None:
+    """Up to the delay of the codec and its loss: narrowband AMR has nothing above 4 kHz."""
+    word = decode(FIXTURES / "keyword_yes_16k_mono_pcm16.wav", sample_rate=16_000).samples
+    samples = decode(FIXTURES / "containers" / name, sample_rate=16_000).samples
+    products = scipy.signal.correlate(samples, word)
+    delay = int(products.argmax()) - len(word) + 1
+    assert abs(delay) < 0.07 * 16_000
+    delayed = samples[max(delay, 0) :]
+    original = word[max(-delay, 0) :]
+    n = min(len(delayed), len(original))
+    assert n > 0.9 * len(word)
+    assert np.corrcoef(delayed[:n], original[:n])[0, 1] > (0.7 if "8k" in name else 0.94)
+
+
+def test_what_a_browser_records_has_no_length_in_its_header() -> None:
+    recorded = FIXTURES / "containers" / "keyword_yes_48k_mono_recorded.webm"
+    with av.open(str(recorded)) as file:
+        assert file.duration is None
+    with pytest.raises(AudioTooLong, match=r"or more, at most 0\.5 s"):
+        decode(recorded, sample_rate=16_000, max_audio_s=0.5)
+
+
 def test_the_sound_of_a_film_is_taken() -> None:
     film = ffmpeg("mp4", "aac", sine(1000, 44_100), 44_100, video=True)
     assert loudest_hz(decode(film, sample_rate=16_000).samples, 16_000) == pytest.approx(1000, abs=2)
@@ -240,6 +267,44 @@ def test_a_bomb_whose_header_lies_is_refused_while_it_is_decoded() -> None:
     with pytest.raises(AudioTooLong, match="or more, at most 20 s"):
         list(stream)
     assert stream.duration_s < 40
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "channels", "most_s"), [(48_000, 8, 2), (192_000, 8, 0.5), (8_000, 2, 2)]
+)
+def test_many_channels_at_a_high_rate_may_last_shorter(rate_hz: int, channels: int, most_s: float) -> None:
+    """A FLAC of silence holds a thousand values in a byte, and each costs time."""
+    bomb = without_length(wav(np.zeros((rate_hz * 3, channels)), rate_hz, "PCM_16", "FLAC"))
+    with pytest.raises(AudioTooLong, match=f"or more, at most {most_s} s"):
+        decode(bomb, sample_rate=16_000, max_audio_s=2)
+
+
+def test_an_mp4_that_announces_millions_of_packets_gets_no_index_of_them(fixtures_dir: Path) -> None:
+    """Unbounded, FFmpeg makes one of 400 MB for this file of 5 kB, and then finds the packets missing."""
+    file = bytearray((fixtures_dir / "containers" / "keyword_yes_16k_mono.m4a").read_bytes())
+    n_packets = 10_000_000
+    struct.pack_into(">II", file, file.index(b"stsz") + 8, 1, n_packets)  # of a byte each
+    struct.pack_into(">III", file, file.index(b"stsc") + 12, 1, n_packets, 1)  # all in the first chunk
+    struct.pack_into(">II", file, file.index(b"stts") + 12, n_packets, 1024)
+    with pytest.raises(AudioTooShort, match="the file holds no samples"):
+        decode(bytes(file), sample_rate=16_000)
+
+
+@pytest.mark.parametrize("container", ["FLAC", "MP3"])
+def test_a_bomb_is_refused_at_the_limit_block_by_block(container: str) -> None:
+    """Minutes of silence in some kilobytes: nothing is decoded beyond the limit, and nothing kept."""
+    subtype = {"FLAC": "PCM_16", "MP3": "MPEG_LAYER_III"}[container]
+    bomb = wav(np.zeros(240 * 8_000), 8_000, subtype, container)
+    stream = AudioStream(
+        without_length(bomb) if container == "FLAC" else bomb, sample_rate=8_000, max_audio_s=60
+    )
+    longest_block = 0
+    with contextlib.suppress(AudioTooLong):
+        for block in stream:
+            longest_block = max(longest_block, len(block))
+        pytest.fail("the whole bomb was decoded")
+    assert 60 < stream.duration_s < 60 + 2 * audio.BLOCK_VALUES / 8_000
+    assert longest_block <= audio.BLOCK_VALUES
 
 
 @pytest.mark.parametrize("rate_hz", [10, 2_000_000])

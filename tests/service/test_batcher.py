@@ -143,8 +143,62 @@ def test_the_many_windows_of_a_long_clip_let_short_clips_pass() -> None:
         recorder.gate.set()
         await asyncio.gather(*tasks)
 
-    # One window while others wait, all that fit once nobody does.
-    assert with_batcher(story).batches == [["first"], ["w0"], ["s0", "s1"], ["w1", "w2", "w3", "w4"]]
+    # A quarter of a batch while others wait, all that fit once nobody does.
+    assert with_batcher(story).batches == [["first"], ["w0", "w1"], ["s0", "s1"], ["w2", "w3", "w4"]]
+
+
+def test_a_window_that_is_more_than_a_quarter_of_a_batch_goes_alone_while_others_wait() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        await hold_the_worker(batcher, recorder)
+        tasks = await line_up(batcher, [Job(f"w{i}", 20, "long") for i in range(3)], [Job("s", 1, "short")])
+        recorder.gate.set()
+        await asyncio.gather(*tasks)
+
+    assert with_batcher(story).batches == [["first"], ["w0"], ["s"], ["w1", "w2"]]
+
+
+def test_two_requests_that_share_no_group_do_not_alternate_in_batches_of_one() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        await hold_the_worker(batcher, recorder)
+        a, b = ([Job(f"{name}{i}", 5, name) for i in range(8)] for name in "ab")
+        tasks = await line_up(batcher, a, b)
+        recorder.gate.set()
+        await asyncio.gather(*tasks)
+
+    sizes = [len(batch) for batch in with_batcher(story).batches]
+    assert sizes == [1, 5, 5, 3, 3]  # 5 items of 5 are a quarter of the budget of 100
+
+
+def test_a_batch_is_held_for_those_who_are_coming_and_no_longer() -> None:
+    coming = {"b"}
+
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        (a,) = await line_up(batcher, [Job("a")])
+        await asyncio.sleep(0.05)
+        assert recorder.batches == []
+        (b,) = await line_up(batcher, [Job("b")])
+        coming.clear()
+        batcher.reconsider()
+        async with asyncio.timeout(2):  # far below hold_s
+            assert await asyncio.gather(a, b) == [["A"], ["B"]]
+            assert await batcher.submit([Job("c")]) == ["C"]  # a lone request waits for nobody
+
+    recorder = with_batcher(story, hold_s=60.0, is_more_coming=lambda: bool(coming))
+    assert recorder.batches == [["a", "b"], ["c"]]
+
+
+def test_a_hold_ends_after_its_time_or_with_a_full_batch() -> None:
+    async def in_vain(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        async with asyncio.timeout(2):
+            await batcher.submit([Job("a")])
+
+    async def full(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        async with asyncio.timeout(2):
+            await asyncio.gather(*await line_up(batcher, [Job("a")], [Job("b")]))
+
+    assert with_batcher(in_vain, hold_s=0.02, is_more_coming=lambda: True).batches == [["a"]]
+    held = with_batcher(full, hold_s=60.0, is_more_coming=lambda: True, max_batch_items=2)
+    assert held.batches == [["a", "b"]]
 
 
 def test_the_items_of_one_request_are_batched_by_their_groups() -> None:
@@ -163,7 +217,7 @@ def test_while_others_wait_the_groups_of_a_request_take_turns_too() -> None:
         recorder.gate.set()
         await asyncio.gather(*tasks)
 
-    assert with_batcher(story).batches == [["first"], ["a0"], ["c0"], ["b1", "b0"], ["a1"]]
+    assert with_batcher(story).batches == [["first"], ["a0", "a1"], ["c0"], ["b1", "b0"]]
 
 
 def test_a_request_is_admitted_whole_or_not_at_all() -> None:
@@ -246,6 +300,50 @@ def test_a_poison_item_fails_alone() -> None:
         for task in (bad, mixed):
             with pytest.raises(ValueError, match="cannot work on poison"):
                 await task
+
+    with_batcher(story)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_batch_that_raises_is_halved_until_the_culprit_is_alone() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        await hold_the_worker(batcher, recorder)
+        names = ["a", "b", "c", "d", "e", "poison", "g", "h"]
+        tasks = await line_up(batcher, *[[Job(name)] for name in names])
+        recorder.gate.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [isinstance(answer, ValueError) for answer in answers] == [name == "poison" for name in names]
+
+    batches = with_batcher(story).batches[2:]
+    assert batches == [["a", "b", "c", "d"], ["e", "poison", "g", "h"], ["e", "poison"], ["e"], ["poison"],
+                       ["g", "h"]]  # fmt: skip
+
+
+def test_an_error_of_the_batcher_itself_is_told_to_those_who_wait_and_it_goes_on() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        await hold_the_worker(batcher, recorder)
+        take, batcher._take = batcher._take, lambda: 1 / 0  # type: ignore[method-assign,assignment]
+        tasks = await line_up(batcher, [Job("a")], [Job("b"), Job("c")])
+        recorder.gate.set()
+        for task in tasks:
+            with pytest.raises(ZeroDivisionError):
+                await task
+        batcher._take = take  # type: ignore[method-assign]
+        assert batcher.is_working
+        assert await batcher.submit([Job("d")]) == ["D"]
+
+    with_batcher(story)
+
+
+def test_the_time_in_one_batch_is_told_while_it_lasts() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        assert batcher.stuck_s == 0
+        first = await hold_the_worker(batcher, recorder)
+        await asyncio.sleep(0.02)
+        assert 0.015 < batcher.stuck_s < 5
+        recorder.gate.set()
+        await first
+        assert batcher.stuck_s == 0
 
     with_batcher(story)
 

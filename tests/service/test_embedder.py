@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import io
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -99,6 +100,40 @@ def test_a_long_clip_holds_two_shares_of_the_queue_and_a_short_one_what_it_is(to
         assert set(costs) == {2 * embedder_module.SHARE * WINDOW}
 
     with_embedder(story)
+
+
+def test_a_clip_that_will_find_no_room_is_refused_before_it_is_decoded(
+    toy_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, decoded = threading.Event(), []
+
+    def wait_and_read(clip: Any) -> Any:
+        gate.wait(5)
+        decoded.append(clip)
+        return next_share(clip)
+
+    next_share = embedder_module._Clip.next_share
+    monkeypatch.setattr(embedder_module._Clip, "next_share", wait_and_read)
+
+    async def story(embedder: Embedder) -> None:
+        def one() -> "asyncio.Task[Any]":
+            return asyncio.ensure_future(embedder.embed(toy_model, Upload(flac(1.0)), Ask(), Timings()))
+
+        gate.set()
+        for _ in range(40):  # 104 frames each: that is what it will expect of a clip
+            await one()
+        gate.clear()
+        decoded.clear()
+        with embedder.batcher.admit(104):
+            there = [one(), one()]
+            await asyncio.sleep(0.01)
+            with pytest.raises(Overloaded):  # 104 are admitted, and two times 104 on their way to 350
+                await one()
+            assert decoded == []
+            gate.set()
+            await asyncio.gather(*there)
+
+    with_embedder(story, max_queue_frames=350)
 
 
 def test_a_clip_that_breaks_off_late_fails_and_leaves_nothing_in_the_queue(toy_model: Model) -> None:

@@ -10,8 +10,11 @@ import pytest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.embedder import Timings
 from service.errors import Overloaded, ViolaError
-from service.gate import Gate, describe, error_answer
+from service.exchange import EXCHANGE, Exchange
+from service.gate import MODEL_OF_REQUEST, Gate, describe, error_answer, error_codes
+from service.keys import Keys
 from service.metrics import Metrics
 from service.upload import ClientLeft
 
@@ -25,8 +28,17 @@ def get(app: ASGIApp, path: str = "/embed", *, headers: Any = None) -> httpx.Res
     return asyncio.run(ask())
 
 
+def post(app: ASGIApp, body: bytes, *, headers: Any = None) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.post("/embed", content=body, headers=headers)
+
+    return asyncio.run(ask())
+
+
 def gate_around(
-    act: Callable[[], Any] = lambda: None, *, api_keys: tuple[str, ...] = ()
+    act: Callable[[], Any] = lambda: None, *, api_keys: tuple[str, ...] = (), **options: Any
 ) -> tuple[Gate, Metrics]:
     """A gate before an app that calls `act` and answers `ok`."""
 
@@ -35,7 +47,19 @@ def gate_around(
         await Response("ok")(scope, receive, send)
 
     metrics = Metrics()
-    return Gate(app, metrics=metrics, api_keys=api_keys, routes={"/embed"}), metrics
+    return Gate(app, metrics=metrics, keys=Keys(api_keys), routes={"/embed"}, **options), metrics
+
+
+def noted() -> Scope:
+    """The scope of a request that has come in."""
+    scope: Scope = {"method": "POST"}
+    scope[EXCHANGE] = Exchange(scope, path="/embed", request_id=b"x", status=499)
+    return scope
+
+
+def fields_of(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """What the log lines of requests tell."""
+    return [record.fields for record in caplog.records if record.name == "viola.request"]  # type: ignore[attr-defined]
 
 
 def all_errors(root: type[ViolaError] = ViolaError) -> list[type[ViolaError]]:
@@ -45,14 +69,17 @@ def all_errors(root: type[ViolaError] = ViolaError) -> list[type[ViolaError]]:
 @pytest.mark.parametrize("kind", all_errors())
 def test_every_error_is_its_code_its_status_and_its_sentence(kind: type[ViolaError]) -> None:
     metrics = Metrics()
-    answer = error_answer(kind("what was wrong"), metrics)
+    scope = noted()
+    answer = error_answer(kind("what was wrong"), metrics, scope)
+    assert (scope[EXCHANGE].error, scope[EXCHANGE].detail) == (kind.code, "what was wrong")
+    assert kind.code in error_codes()
     assert answer.status_code == kind.status
     assert orjson.loads(answer.body) == {"error": kind.code, "detail": "what was wrong"}
     assert f'viola_errors_total{{error="{kind.code}"}} 1.0' in metrics.page().decode()
 
 
 def test_overloaded_says_when_to_come_back() -> None:
-    answer = error_answer(Overloaded("full", retry_after_s=7), Metrics())
+    answer = error_answer(Overloaded("full", retry_after_s=7), Metrics(), noted())
     assert answer.headers["retry-after"] == "7"
 
 
@@ -117,3 +144,119 @@ def test_a_key_may_hold_any_character() -> None:
     for name, value in ((b"X-API-Key", key), (b"Authorization", f"Bearer {key}")):
         assert get(gate, headers={name: value.encode()}).status_code == 200
         assert get(gate, headers={name: value.encode()[:-1]}).status_code == 401
+
+
+def test_a_sane_request_id_is_kept_and_any_other_replaced() -> None:
+    gate, _ = gate_around()
+    assert get(gate, headers={"X-Request-ID": "a1-B2.c:3/4"}).headers["x-request-id"] == "a1-B2.c:3/4"
+    insane = ["", " ", "a b", "x" * 129, "a\tb", "é", '"', "<script>", "a;b"]
+    given = {get(gate, headers={b"X-Request-ID": sent.encode()}).headers["x-request-id"] for sent in insane}
+    assert len(given) == len(insane)  # each its own
+    assert all(each.replace("-", "").isalnum() for each in given)
+
+
+def test_an_error_carries_the_request_id_too() -> None:
+    for options in ({"api_keys": ("key",)}, {"act": lambda: 1 / 0}):
+        gate, _ = gate_around(**options)
+        assert get(gate, headers={"X-Request-ID": "mine"}).headers["x-request-id"] == "mine"
+
+
+def test_each_request_is_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope[MODEL_OF_REQUEST] = "toy"
+        scope[EXCHANGE].timings = Timings(read=0.001, decode=0.002)
+        scope[EXCHANGE].audio_s = 1.5
+        while (await receive()).get("more_body"):
+            pass
+        await Response("ok")(scope, receive, send)
+
+    gate = Gate(app, metrics=(metrics := Metrics()), keys=Keys(), routes={"/embed"}, access_log=True)
+    post(gate, b"x" * 1000, headers={"X-Request-ID": "mine", "Authorization": "Bearer secret"})
+    (fields,) = fields_of(caplog)
+    assert fields.pop("duration_ms") > 0
+    assert fields == {
+        "method": "POST",
+        "route": "/embed",
+        "status": 200,
+        "request_id": "mine",
+        "client": "127.0.0.1",
+        "bytes_in": 1000,
+        "model": "toy",
+        "audio_s": 1.5,
+        "read_ms": 1.0,
+        "decode_ms": 2.0,
+        "logmel_ms": 0.0,
+        "queue_ms": 0.0,
+        "inference_ms": 0.0,
+        "encode_ms": 0.0,
+    }
+    assert "viola_received_bytes_total 1000.0" in metrics.page().decode()
+
+
+def test_a_refused_request_tells_why_and_never_its_key(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    gate, _ = gate_around(api_keys=("secret",), access_log=True)
+    get(gate, "/embed?key=wrong", headers={"X-API-Key": "wrong"})
+    (fields,) = fields_of(caplog)
+    assert (fields["status"], fields["error"]) == (401, "unauthorized")
+    assert "show a key" in fields["detail"]
+    assert "wrong" not in str(fields)
+    assert "secret" not in caplog.text
+
+
+def test_a_client_that_left_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    def leave() -> None:
+        raise ClientLeft
+
+    gate, _ = gate_around(leave, access_log=True)
+    with pytest.raises(AssertionError):  # httpx: the app sent nothing
+        get(gate)
+    (fields,) = fields_of(caplog)
+    assert (fields["status"], fields["error"]) == (499, "client_left")
+
+
+def test_probes_are_not_logged_and_unknown_paths_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    gate, _ = gate_around(access_log=True)
+    for path in ("/health/live", "/metrics", "/wp-admin%0a2026-01-01 INFO forged"):
+        get(gate, path)
+    (fields,) = fields_of(caplog)
+    assert (fields["route"], fields["path"]) == ("other", "/wp-admin\n2026-01-01 INFO forged")
+
+
+def test_without_access_log_there_is_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    gate, _ = gate_around()
+    get(gate)
+    assert fields_of(caplog) == []
+
+
+def test_while_the_server_drains_each_answer_ends_its_connection() -> None:
+    is_draining = False
+    gate, _ = gate_around(is_draining=lambda: is_draining)
+    assert "connection" not in get(gate).headers
+    is_draining = True
+    assert get(gate).headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("path", ["/viola/embed", "/embed"])
+def test_behind_a_prefix_routes_and_keys_are_the_same(path: str) -> None:
+    """A proxy may cut the prefix off or leave it."""
+    gate, metrics = gate_around(api_keys=("key",), root_path="/viola")
+    assert get(gate, path).status_code == 401
+    assert get(gate, path, headers={"X-API-Key": "key"}).status_code == 200
+    assert get(gate, path.replace("embed", "health/live")).status_code == 200
+    assert get(gate, "/violas/health/live").status_code == 401
+    assert 'viola_requests_total{code="200",model="",route="/embed"} 1.0' in metrics.page().decode()
+
+
+def test_requests_in_flight_are_counted_while_they_are() -> None:
+    pages = []
+    gate, metrics = gate_around(lambda: pages.append(metrics.page().decode()))
+    get(gate)
+    assert "viola_requests_in_flight 1.0" in pages[0]
+    assert "viola_requests_in_flight 0.0" in metrics.page().decode()

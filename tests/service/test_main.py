@@ -1,13 +1,17 @@
 """`python -m service` as a process: it starts, says what it does, and ends well."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
@@ -16,16 +20,107 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments: str, **settings: str) -> "subprocess.Popen[str]":
+def run(*arguments: str, stderr: Any = subprocess.PIPE, **settings: str) -> "subprocess.Popen[str]":
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VIOLA_")}
     return subprocess.Popen(
         [sys.executable, "-m", "service", *arguments],
         cwd=ROOT,
         env=environment | settings,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
+
+
+class Serving:
+    """A server process of its own, its log in a file: nobody reads a pipe while it is hammered."""
+
+    def __init__(self, models_dir: Path, folder: Path, *arguments: str, **settings: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log_path = folder / f"{self.port}.log"
+        with self.log_path.open("w") as log:
+            self.process = run(
+                *arguments,
+                stderr=log,
+                VIOLA_HOST="127.0.0.1",
+                VIOLA_PORT=str(self.port),
+                VIOLA_MODELS_DIR=str(models_dir),
+                VIOLA_MODEL="toy",
+                VIOLA_DEVICE="cpu",
+                TMPDIR=str(folder),
+                **settings,
+            )
+
+    def __enter__(self) -> "Serving":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def wait_until_ready(self) -> None:
+        for _ in range(1200):
+            assert self.process.poll() is None, self.log_path.read_text()
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/health/ready").status_code == 200:
+                    return
+            time.sleep(0.05)
+        raise AssertionError("not ready within a minute")
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        page = httpx.get(f"{self.url}/metrics", timeout=30).text
+        lines = [line for line in page.splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    def ends_with(self, code: int) -> bool:
+        assert self.process.wait(60) == code, self.log_path.read_text()
+        return True
+
+
+class Client(threading.Thread):
+    """Sends one request after the other over a connection that it keeps open, until it is told to stop. When
+    the server ends the connection with an answer it goes to `other_url`, as a load balancer does."""
+
+    def __init__(self, url: str, sound: bytes, other_url: str | None = None) -> None:
+        super().__init__()
+        self.url = url
+        self.answered: list[str] = []
+        self.failed: list[str] = []
+        self._sound, self._other_url = sound, other_url
+        self._is_told_to_stop = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        with httpx.Client(timeout=60) as client:
+            while not self._is_told_to_stop.is_set():
+                try:
+                    answer = client.post(
+                        f"{self.url}/embed", content=self._sound, headers={"Content-Type": "audio/wav"}
+                    )
+                    (self.answered if answer.status_code == 200 else self.failed).append(self.url)
+                    if self._other_url and answer.headers.get("connection") == "close":
+                        self.url = self._other_url
+                except httpx.TransportError as error:
+                    self.failed.append(repr(error))
+                time.sleep(0.005)
+
+    def wait_for_more(self, n: int) -> None:
+        """Until n more requests are answered."""
+        target = len(self.answered) + n
+        wait_for(lambda: len(self.answered) >= target)
+
+    def stop(self) -> None:
+        self._is_told_to_stop.set()
+        self.join()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def free_port() -> int:
@@ -96,7 +191,7 @@ def test_from_sigterm_on_it_is_not_ready_and_answers_what_it_accepted(
                 time.sleep(0.01)
             process.send_signal(signal.SIGTERM)
             assert not_ready_or_closed(open_connection)
-            assert refused_within_s(2, port)
+            assert refused_within_s(20, port)
             assert accepted.result().json()["duration_s"] == 1
         _, log = process.communicate(timeout=30)
     finally:
@@ -123,6 +218,90 @@ def refused_within_s(seconds: float, port: int) -> bool:
             return True
         time.sleep(0.01)
     return False
+
+
+def test_a_rolling_restart_loses_no_request(models_dir: Path, fixtures_dir: Path, tmp_path: Path) -> None:
+    sound = (fixtures_dir / "keyword_yes_16k_mono_pcm16.wav").read_bytes()
+    with Serving(models_dir, tmp_path) as old, Serving(models_dir, tmp_path) as new:
+        old.wait_until_ready()
+        new.wait_until_ready()
+        clients = [Client(old.url, sound, other_url=new.url) for _ in range(3)]
+        clients[0].wait_for_more(5)
+        old.process.send_signal(signal.SIGTERM)
+        assert old.ends_with(0)
+        for client in clients:
+            client.wait_for_more(2)
+            client.stop()
+        assert [client.failed for client in clients] == [[], [], []]
+        assert all({old.url, new.url} == set(client.answered) for client in clients)
+        assert new.metric("viola_requests_total") >= 6
+
+
+def test_workers_are_replaced_counted_together_and_ended(
+    models_dir: Path, fixtures_dir: Path, tmp_path: Path
+) -> None:
+    sound = (fixtures_dir / "keyword_yes_16k_mono_pcm16.wav").read_bytes()
+
+    def pids() -> set[int]:
+        """Of the workers that live; the slot of one that is gone is there until the next one takes it."""
+        held = {int(path.read_text() or 0) for path in tmp_path.glob("viola-metrics-*/*.pid")}
+        return {pid for pid in held if Path(f"/proc/{pid}").exists()}
+
+    with Serving(models_dir, tmp_path, VIOLA_WORKERS="2") as server:
+        server.wait_until_ready()
+        wait_for(lambda: server.metric("viola_ready") == 2)
+        clients = [Client(server.url, sound) for _ in range(3)]
+        clients[0].wait_for_more(5)
+
+        killed = min(pids())
+        os.kill(killed, signal.SIGKILL)  # a crash: only requests that it was working on are lost
+        clients[0].wait_for_more(5)
+        wait_for(lambda: len(pids()) == 2 and killed not in pids() and server.metric("viola_ready") == 2)
+        assert sum(len(client.failed) for client in clients) <= len(clients)
+        for client in clients:
+            client.failed.clear()
+
+        before = pids()
+        server.process.send_signal(signal.SIGHUP)  # a restart, one worker after the other: nothing is lost
+        wait_for(lambda: not before & pids() and server.metric("viola_ready") == 2)
+        for client in clients:
+            client.stop()
+        assert [client.failed for client in clients] == [[], [], []]
+
+        answered = sum(len(client.answered) for client in clients)
+        counted = server.metric("viola_request_duration_seconds_count")
+        assert counted >= answered  # of five workers, three of which are gone
+        server.process.send_signal(signal.SIGTERM)
+        assert server.ends_with(0)
+        assert refused_within_s(1, server.port)
+        assert not list(tmp_path.glob("viola-metrics-*"))
+
+
+def test_workers_end_when_their_supervisor_is_killed(models_dir: Path, tmp_path: Path) -> None:
+    with Serving(models_dir, tmp_path, VIOLA_WORKERS="2") as server:
+        server.wait_until_ready()
+    assert refused_within_s(30, server.port)
+
+
+def test_behind_a_prefix_the_documents_find_each_other(models_dir: Path, tmp_path: Path) -> None:
+    with Serving(models_dir, tmp_path, "--root-path", "/viola") as server:
+        server.wait_until_ready()
+        # A proxy may cut the prefix off or leave it.
+        for base in (server.url, f"{server.url}/viola"):
+            assert '"/viola/openapi.json"' in httpx.get(f"{base}/docs").text.replace("'", '"')
+            assert httpx.get(f"{base}/openapi.json").json()["servers"] == [{"url": "/viola"}]
+            assert '<base href="/viola/">' in httpx.get(f"{base}/").text
+            assert httpx.get(f"{base}/models").status_code == 200
+        assert server.metric('viola_requests_total{code="200",model="",route="/models"}') == 2
+
+
+def test_a_keys_file_that_cannot_be_read_is_told_at_start(tmp_path: Path) -> None:
+    process = run(VIOLA_API_KEYS_FILE=str(tmp_path / "nowhere"))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "VIOLA_API_KEYS_FILE" in errors
+    assert "No such file" in errors
+    assert "Traceback" not in errors
 
 
 def test_a_wrong_setting_is_named() -> None:

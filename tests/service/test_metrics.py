@@ -1,8 +1,17 @@
-"""The names that dashboards and alerts rely on."""
+"""The names that dashboards and alerts rely on, and what a scrape of a live server tells."""
 
-from service.metrics import Metrics
+import asyncio
+from pathlib import Path
 
-# docs/design: the names are fixed; `_total` and `_info` are added by the client library.
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.app import create_app
+from service.metrics import CONTENT_TYPE, Metrics
+from service.settings import Settings
+
+# docs/design: the names are fixed; `_total` is added by the client library.
 NAMES = {
     "viola_requests_total": "counter",
     "viola_request_duration_seconds": "histogram",
@@ -13,10 +22,21 @@ NAMES = {
     "viola_batch_size": "histogram",
     "viola_batch_fill_ratio": "histogram",
     "viola_queue_frames": "gauge",
+    "viola_queue_limit_frames": "gauge",
+    "viola_requests_in_flight": "gauge",
+    "viola_ready": "gauge",
+    "viola_received_bytes_total": "counter",
     "viola_audio_seconds_total": "counter",
     "viola_errors_total": "counter",
     "viola_dropped_total": "counter",
     "viola_model_info": "gauge",
+    "viola_build_info": "gauge",
+    "process_virtual_memory_bytes": "gauge",
+    "process_resident_memory_bytes": "gauge",
+    "process_start_time_seconds": "gauge",
+    "process_cpu_seconds_total": "counter",
+    "process_open_fds": "gauge",
+    "process_max_fds": "gauge",
 }
 
 
@@ -40,3 +60,80 @@ def test_two_apps_in_one_process_count_apart() -> None:
     first.dropped.inc()
     assert "viola_dropped_total 1.0" in first.page().decode()
     assert "viola_dropped_total 0.0" in second.page().decode()
+
+
+def test_a_reloaded_model_takes_the_place_of_the_old_one() -> None:
+    metrics = Metrics()
+    same = {"encoder": "toy", "device": "cpu", "embedding_size": 16}
+    metrics.tell_model("toy", version="1", precision="int8", **same)  # type: ignore[arg-type]
+    metrics.tell_model("toy", version="2", precision="int8", **same)  # type: ignore[arg-type]
+    values = {
+        line.split('version="')[1][0]: line.split()[-1]
+        for line in metrics.page().decode().splitlines()
+        if line.startswith("viola_model_info{")
+    }
+    assert values == {"1": "0.0", "2": "1.0"}
+
+
+async def scrape(models_dir: Path, sound: bytes) -> httpx.Response:
+    """/metrics of a live server after one good request, one bad file and one path that is none."""
+    app = create_app(Settings(models_dir=models_dir, model="toy", device="cpu", threads=2, drain_s=0))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        audio = {"Content-Type": "audio/wav"}
+        assert (await client.post("/embed", content=sound, headers=audio)).status_code == 200
+        assert (await client.post("/embed", content=b"noise", headers=audio)).status_code == 422
+        assert (await client.get("/nowhere")).status_code == 404
+        return await client.get("/metrics")
+
+
+@pytest.fixture(scope="module")
+def page(models_dir: Path, fixtures_dir: Path) -> httpx.Response:
+    sound = (fixtures_dir / "keyword_yes_16k_mono_pcm16.wav").read_bytes()
+    return asyncio.run(scrape(models_dir, sound))
+
+
+@pytest.fixture(scope="module")
+def samples(page: httpx.Response) -> dict[str, float]:
+    """`name{label="value",...}` → value, as Prometheus' own parser reads them."""
+    return {
+        sample.name
+        + "".join(f",{name}={value}" for name, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(page.text)
+        for sample in family.samples
+    }
+
+
+def test_a_scrape_tells_what_happened(samples: dict[str, float], fixtures_dir: Path) -> None:
+    size = len((fixtures_dir / "keyword_yes_16k_mono_pcm16.wav").read_bytes())
+    assert samples["viola_requests_total,code=200,model=toy,route=/embed"] == 1
+    assert samples["viola_requests_total,code=422,model=toy,route=/embed"] == 1
+    assert samples["viola_requests_total,code=404,model=,route=other"] == 1
+    assert samples["viola_request_duration_seconds_count,route=/embed"] == 2
+    assert samples["viola_errors_total,error=audio_unreadable"] == 1
+    assert samples["viola_errors_total,error=not_found"] == 1
+    assert samples["viola_errors_total,error=overloaded"] == 0  # there before it happens
+    assert samples["viola_audio_seconds_total"] == 1
+    assert samples["viola_received_bytes_total"] == size + len(b"noise")
+    assert samples["viola_inference_duration_seconds_count,model=toy"] == 1
+    assert samples["viola_batch_size_sum"] == 1
+    assert samples["viola_ready"] == 1
+    assert samples["viola_requests_in_flight"] == 1  # the scrape itself
+    assert samples["viola_queue_frames"] == 0
+    assert samples["viola_queue_limit_frames"] == 200_000
+
+
+def test_a_scrape_tells_what_runs(samples: dict[str, float], page: httpx.Response) -> None:
+    assert page.headers["content-type"] == CONTENT_TYPE
+    assert 20e6 < samples["process_resident_memory_bytes"] < 20e9
+    assert samples["process_open_fds"] > 3
+    assert samples["process_cpu_seconds_total"] > 0
+    (model,) = (name for name in samples if name.startswith("viola_model_info"))
+    assert (
+        model
+        == "viola_model_info,device=cpu,embedding_size=16,encoder=toy,model=toy,precision=float32,version=1"
+    )
+    (build,) = (name for name in samples if name.startswith("viola_build_info"))
+    assert "python=3." in build

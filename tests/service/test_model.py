@@ -9,8 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from service.errors import ModelFolderError
-from service.model import Card, Head, Model, load_card, padded_length, sha256_of, write_card
+from service import model as model_module
+from service.errors import ModelFolderError, Overloaded
+from service.model import (
+    Card,
+    Head,
+    Model,
+    load_card,
+    padded_length,
+    padded_lengths,
+    sha256_of,
+    write_card,
+)
+from service.selftest import SelfTest, fingerprint
+from service.session import Session, TensorRT
 
 MakeToy = Callable[..., Path]
 
@@ -83,6 +95,7 @@ def test_padding_costs_less_than_an_eighth(n: int) -> None:
 def test_lengths_are_few_and_a_full_window_is_one() -> None:
     lengths = {padded_length(n, longest=1000) for n in range(1, 1001)}
     assert len(lengths) == 40
+    assert padded_lengths(1000) == sorted(lengths)
     assert padded_length(101, longest=1000) == 104
     assert padded_length(999, longest=1000) == 1000
 
@@ -240,3 +253,200 @@ def test_a_card_is_frozen(toy_folder: Path) -> None:
     card: Card = load_card(toy_folder)
     with pytest.raises(ValueError, match="frozen"):
         card.name = "other"  # type: ignore[misc]
+
+
+# ── The self-test ──
+
+
+def with_self_test(folder: Path) -> Path:
+    """As an exporter would write it."""
+    card = load_card(folder)
+    vector = Model.load(folder, device="cpu").probe_vector()
+    write_card(
+        folder, card.model_copy(update={"self_test": SelfTest(expected={"float32": fingerprint(vector)})})
+    )
+    return folder
+
+
+def test_a_model_that_computes_what_its_card_says_passes(make_toy: MakeToy, tmp_path: Path) -> None:
+    model = Model.load(with_self_test(make_toy(tmp_path / "toy")), device="cpu")
+    assert model.probe() is None
+    assert model.self_test() is None
+
+
+def test_other_weights_or_another_front_end_are_noticed(make_toy: MakeToy, tmp_path: Path) -> None:
+    folder = with_self_test(make_toy(tmp_path / "toy"))
+    graph = onnx.load(folder / "encoder.onnx")
+    weight = next(each for each in graph.graph.initializer if each.name == "weight2")
+    damaged = onnx.numpy_helper.to_array(weight).copy()
+    damaged[0, 0, 0, 0] += 1.0
+    weight.CopyFrom(onnx.numpy_helper.from_array(damaged, "weight2"))
+    onnx.save(graph, folder / "encoder.onnx")
+    accept_changed_file(folder, "encoder.onnx")
+    assert "of its norm from the one in the card" in str(Model.load(folder, device="cpu").probe())
+
+    folder = with_self_test(make_toy(tmp_path / "other"))
+    arrays = load_file(folder / "frontend.safetensors")
+    save_file(arrays | {"window": arrays["window"] ** 2}, folder / "frontend.safetensors")
+    accept_changed_file(folder, "frontend.safetensors")
+    assert "of its norm from the one in the card" in str(Model.load(folder, device="cpu").probe())
+
+
+def test_a_card_without_a_self_test_is_tested_for_nan(make_toy: MakeToy, tmp_path: Path) -> None:
+    folder = make_toy(tmp_path / "toy")
+    assert Model.load(folder, device="cpu").probe() is None
+    graph = onnx.load(folder / "encoder.onnx")
+    bias = next(each for each in graph.graph.initializer if each.name == "bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(4, np.nan, dtype=np.float32), "bias"))
+    onnx.save(graph, folder / "encoder.onnx")
+    accept_changed_file(folder, "encoder.onnx")
+    assert "NaN or infinite values" in str(Model.load(folder, device="cpu").probe())
+
+
+# ── A session that fails ──
+
+
+class FailingSession:
+    """The toy's own session, which raises `error` while `broken` says so for this feed."""
+
+    device = "cpu"
+
+    def __init__(self, folder: Path, error: Exception) -> None:
+        engine = TensorRT(n_mels=16, shortest=8, longest=200, batch=8, half=False)
+        self._open = lambda: Session(folder / "encoder.onnx", device="cpu", threads=1, tensorrt=engine)
+        self._session = self._open()
+        self._error = error
+        self.broken: Callable[[np.ndarray], bool] = lambda logmel: False
+        self.heals = True
+        self.opened = 1
+
+    def run(self, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if self.broken(feed["logmel"]):
+            raise self._error
+        return self._session.run(names, feed)
+
+    def reopen(self) -> None:
+        self.opened += 1
+        self._session = self._open()
+        if self.heals:
+            self.broken = lambda logmel: False
+
+
+@pytest.fixture
+def failing(toy_folder: Path, toy_model: Model) -> Callable[[Exception], tuple[Model, FailingSession]]:
+    def make(error: Exception) -> tuple[Model, FailingSession]:
+        session = FailingSession(toy_folder, error)
+        model = Model(toy_folder, toy_model.card, toy_model._logmel, session, {}, "float32")
+        return model, session
+
+    return make
+
+
+MakeFailing = Callable[[Exception], tuple[Model, FailingSession]]
+CUDA = RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+
+
+def test_after_a_failure_of_the_device_the_session_is_opened_again_and_the_batch_run_once_more(
+    failing: MakeFailing, toy_model: Model
+) -> None:
+    model, session = failing(CUDA)
+    session.broken = lambda logmel: True
+    outputs = model.run(log_mels(101, 50))
+    assert session.opened == 2
+    assert model.failure is None
+    for output, expected in zip(outputs, toy_model.run(log_mels(101, 50)), strict=True):
+        np.testing.assert_array_equal(output.max, expected.max)
+
+
+def test_an_error_that_the_test_signal_shares_is_the_sessions_fault(failing: MakeFailing) -> None:
+    model, session = failing(RuntimeError("unspecified"))
+    session.broken = lambda logmel: True
+    assert len(model.run(log_mels(101))) == 1
+    assert session.opened == 2
+
+
+def test_an_error_that_the_test_signal_does_not_share_is_the_inputs_fault(failing: MakeFailing) -> None:
+    model, session = failing(RuntimeError("Reshape: the shapes do not fit"))
+    session.broken = lambda logmel: logmel.shape[2] == 56
+    with pytest.raises(RuntimeError, match="Reshape"):
+        model.run(log_mels(50))
+    assert session.opened == 1
+    assert model.failure is None
+    assert len(model.run(log_mels(101))) == 1
+
+
+def test_memory_that_is_too_small_for_one_batch_opens_the_session_once_not_for_each(
+    failing: MakeFailing,
+) -> None:
+    model, session = failing(RuntimeError("Failed to allocate memory for requested buffer of size 9"))
+    session.heals = False
+    session.broken = lambda logmel: logmel.shape[0] > 1
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="allocate"):
+            model.run(log_mels(101, 101))
+    assert session.opened == 2
+    assert model.failure is None, "a batch of one still runs"
+    assert len(model.run(log_mels(101))) == 1
+
+
+def test_a_session_that_stays_broken_is_not_tried_with_every_request(
+    failing: MakeFailing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, session = failing(CUDA)
+    session.heals = False
+    session.broken = lambda logmel: True
+    for _ in range(3):
+        with pytest.raises(Overloaded, match="could not be opened again: its graph fails on the test signal"):
+            model.run(log_mels(101))
+    assert session.opened == 2
+    assert "CUDA failure 700" in str(model.failure)
+    assert model.self_test() == model.failure
+
+    monkeypatch.setattr(model_module, "REOPEN_EVERY_S", 0.0)  # some seconds later
+    session.heals = True
+    assert model.self_test() is None
+    assert (model.failure, session.opened) == (None, 3)
+    assert len(model.run(log_mels(101))) == 1
+
+
+def test_a_folder_that_was_exchanged_meanwhile_is_not_opened_in_its_place(
+    make_toy: MakeToy, tmp_path: Path, toy_model: Model
+) -> None:
+    folder = make_toy(tmp_path / "toy")
+    session = FailingSession(folder, CUDA)
+    model = Model(folder, load_card(folder), toy_model._logmel, session, {}, "float32")
+    with (folder / "encoder.onnx").open("ab") as file:
+        file.write(b"\0")
+    session.broken = lambda logmel: True
+    with pytest.raises(Overloaded, match=r"encoder.onnx is not the file of the card"):
+        model.run(log_mels(101))
+    assert session.opened == 1
+
+
+class Counting:
+    """A session on a GPU, as far as its shapes go."""
+
+    device = "cuda"
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def run(self, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        self.shapes.append(feed["logmel"].shape)
+        n = len(feed["logmel"])
+        return [np.zeros((n, 16), np.float32), np.zeros((n, 16), np.float32), np.ones(n, np.int64)]
+
+    def reopen(self) -> None: ...
+
+
+def test_on_a_gpu_every_padded_length_is_run_alone_and_as_a_full_batch(
+    toy_folder: Path, toy_model: Model
+) -> None:
+    session = Counting()
+    model = Model(toy_folder, toy_model.card, toy_model._logmel, session, {}, "float32")
+    model.warm_up(max_batch_frames=400, max_batch_items=8)
+    lengths = padded_lengths(200)
+    assert {shape[2] for shape in session.shapes} == set(lengths)
+    assert (8, 16, 8) in session.shapes
+    assert (2, 16, 200) in session.shapes
+    assert len(session.shapes) == 2 * len(lengths)

@@ -2,16 +2,20 @@
 
 import asyncio
 import gc
+import shutil
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from service import model as model_module
 from service.errors import ModelFolderError, UnknownModel
-from service.model import Model
-from service.registry import Registry
+from service.model import Model, load_card, write_card
+from service.registry import Registry, Reloaded, together
 
 
 def load(folder: Path) -> Model:
@@ -131,14 +135,31 @@ def test_a_missing_default_model_is_refused_not_forgotten(tmp_path: Path) -> Non
         asyncio.run(models.get())
 
 
+class BrokenSession:
+    device = "cpu"
+
+    def run(self, names: object, feed: object) -> list[object]:
+        raise RuntimeError("no kernel")
+
+    def reopen(self) -> None: ...
+
+
 def test_a_graph_that_fails_is_refused_at_load(models_dir: Path) -> None:
     def load_broken(folder: Path) -> Model:
         model = load(folder)
-        model.run = lambda *_, **__: 1 / 0  # type: ignore[assignment, method-assign]
-        return model
+        return Model(folder, model.card, model._logmel, BrokenSession(), {}, "float32")  # type: ignore[arg-type]
 
     models = registry_of(models_dir, load=load_broken)
-    with pytest.raises(UnknownModel, match="fails on a second of silence"):
+    with pytest.raises(UnknownModel, match="fails on the test signal: no kernel"):
+        asyncio.run(models.get())
+
+
+def test_a_graph_that_fails_while_it_warms_up_is_refused(models_dir: Path) -> None:
+    def load_and_fail(folder: Path) -> Model:
+        raise RuntimeError("CUDNN_STATUS_NOT_SUPPORTED")
+
+    models = registry_of(models_dir, load=load_and_fail)
+    with pytest.raises(UnknownModel, match="its graph fails: CUDNN_STATUS_NOT_SUPPORTED"):
         asyncio.run(models.get())
 
 
@@ -164,3 +185,152 @@ def test_a_model_with_an_unreadable_head_is_refused_when_it_is_described(
     assert "pets.safetensors" in models.refused["bent"]
     with pytest.raises(UnknownModel, match="cannot be served"):
         models.describe("bent")
+
+
+# ── Reloading ──
+
+
+MakeToy = Callable[..., Path]
+
+
+def new_version(folder: Path, version: str) -> None:
+    write_card(folder, load_card(folder).model_copy(update={"version": version}))
+
+
+def test_a_reload_notices_what_appeared_changed_and_went(tmp_path: Path, make_toy: MakeToy) -> None:
+    for name in ("toy", "same", "going", "lazy"):
+        make_toy(tmp_path / name, name=name)
+    told: list[tuple[str, str | None]] = []
+
+    async def story() -> None:
+        models = Registry(
+            tmp_path,
+            default="toy",
+            load=load,
+            on_change=lambda name, model: told.append((name, model and model.card.version)),
+        )
+        await models.preload(("same", "going"))
+        told.clear()
+        old = await models.get("toy")
+        new_version(tmp_path / "toy", "2")
+        new_version(tmp_path / "lazy", "2")
+        make_toy(tmp_path / "fresh", name="fresh")
+        shutil.rmtree(tmp_path / "going")
+
+        report = await models.reload()
+        assert report == Reloaded(
+            loaded=["fresh"], changed=["lazy", "toy"], removed=["going"], kept=["same"], refused={}
+        )
+        assert told == [("fresh", "1"), ("lazy", "2"), ("toy", "2"), ("going", None)]
+        assert (await models.get("toy")).card.version == "2"
+        assert old.run([old.logmel(noise())])[0].count > 0, "whoever holds the old one can finish with it"
+        with pytest.raises(UnknownModel, match="there is no model `going`"):
+            await models.get("going")
+        assert await models.reload() == Reloaded(kept=["fresh", "lazy", "same", "toy"])
+
+    asyncio.run(story())
+
+
+def noise() -> np.ndarray:
+    return np.random.default_rng(0).normal(scale=0.1, size=16_000).astype(np.float32)
+
+
+def test_a_broken_folder_is_refused_and_the_old_model_is_served_on(tmp_path: Path, make_toy: MakeToy) -> None:
+    make_toy(tmp_path / "toy")
+
+    async def story() -> None:
+        models = registry_of(tmp_path)
+        old = await models.get()
+        whole = (tmp_path / "toy" / "encoder.onnx").read_bytes()
+        (tmp_path / "toy" / "encoder.onnx").write_bytes(whole[:-1])
+        for _ in range(2):  # it is tried again each time
+            report = await models.reload()
+            assert "encoder.onnx is not the file of the card" in report.refused["toy"]
+            assert (report.changed, report.kept) == ([], [])
+            assert await models.get() is old
+            assert models.refused == {}
+        (tmp_path / "toy" / "encoder.onnx").write_bytes(whole)  # another time, but the same content
+        assert await models.reload() == Reloaded(kept=["toy"])
+        assert await models.get() is old
+
+    asyncio.run(story())
+
+
+def test_a_folder_that_was_refused_is_tried_again_and_one_that_breaks_unloaded_is_refused(
+    tmp_path: Path, make_toy: MakeToy
+) -> None:
+    make_toy(tmp_path / "toy")
+    make_toy(tmp_path / "bent", name="original")
+    make_toy(tmp_path / "torn", name="torn")
+
+    async def story() -> None:
+        models = registry_of(tmp_path)
+        assert list(models.refused) == ["bent"]
+        card = load_card(tmp_path / "bent")
+        write_card(tmp_path / "bent", card.model_copy(update={"name": "bent"}))
+        (tmp_path / "torn" / "card.json").write_text("{")
+        report = await models.reload()
+        assert (report.loaded, report.kept) == (["bent"], ["toy"])
+        assert "card.json does not fit" in report.refused["torn"]
+        assert list(models.refused) == ["torn"]
+        assert (await models.get("bent")).card.name == "bent"
+
+    asyncio.run(story())
+
+
+def test_a_default_model_whose_folder_went_is_served_on(tmp_path: Path, make_toy: MakeToy) -> None:
+    make_toy(tmp_path / "toy")
+
+    async def story() -> None:
+        models = registry_of(tmp_path)
+        old = await models.get()
+        shutil.rmtree(tmp_path / "toy")
+        report = await models.reload()
+        assert report.refused == {"toy": "its folder is gone; the default model is served on"}
+        assert await models.get() is old
+
+    asyncio.run(story())
+
+
+def test_reloads_and_loads_run_one_after_the_other(tmp_path: Path, make_toy: MakeToy) -> None:
+    make_toy(tmp_path / "toy")
+    make_toy(tmp_path / "other", name="other")
+    running = most = 0
+
+    def slow_load(folder: Path) -> Model:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.02)
+        running -= 1
+        return load(folder)
+
+    async def story() -> None:
+        models = registry_of(tmp_path, load=slow_load)
+        await models.get()
+        new_version(tmp_path / "toy", "2")
+        first, second, other = await asyncio.gather(models.reload(), models.reload(), models.get("other"))
+        assert (first.changed, second.changed) == (["toy"], [])
+        assert other.card.name == "other"
+
+    asyncio.run(story())
+    assert most == 1
+
+
+def test_the_old_model_is_let_go(tmp_path: Path, make_toy: MakeToy) -> None:
+    make_toy(tmp_path / "toy")
+
+    async def story() -> None:
+        models = registry_of(tmp_path)
+        old = weakref.ref(await models.get())
+        new_version(tmp_path / "toy", "2")
+        await models.reload()
+        gc.collect()
+        assert old() is None
+
+    asyncio.run(story())
+
+
+def test_the_reports_of_several_processes_become_one() -> None:
+    reports = [Reloaded(changed=["a"], kept=["b"]), Reloaded(kept=["b"], refused={"a": "out of memory"})]
+    assert together(reports) == Reloaded(changed=["a"], kept=["b"], refused={"a": "out of memory"})

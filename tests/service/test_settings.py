@@ -12,10 +12,16 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("VIOLA_PORT", "9000")
     monkeypatch.setenv("VIOLA_MODELS_DIR", "/srv/models")
     monkeypatch.setenv("VIOLA_API_KEYS", "first, second,")
+    monkeypatch.setenv("VIOLA_API_KEYS_FILE", "/run/secrets/keys")
+    monkeypatch.setenv("VIOLA_ACCESS_LOG", "false")
+    monkeypatch.setenv("VIOLA_ROOT_PATH", "/sounds/viola")
     settings = Settings()
     assert settings.port == 9000
     assert settings.models_dir == Path("/srv/models")
     assert settings.api_keys == ("first", "second")
+    assert settings.api_keys_file == Path("/run/secrets/keys")
+    assert settings.access_log is False
+    assert settings.root_path == "/sounds/viola"
 
 
 def test_an_empty_variable_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,6 +37,10 @@ def test_an_empty_variable_is_the_default(monkeypatch: pytest.MonkeyPatch) -> No
         ("VIOLA_MAX_AUDIO_S", "inf"),
         ("VIOLA_DEADLINE_S", "0"),
         ("VIOLA_MAX_BATCH_ITEMS", "many"),
+        ("VIOLA_ROOT_PATH", "viola"),
+        ("VIOLA_ROOT_PATH", "/viola/"),
+        ("VIOLA_ROOT_PATH", "/a b"),
+        ("VIOLA_OTEL", "perhaps"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,157 @@
+"""A JSON body in, its clips and parameters out, where JSON is all that a client can send.
+
+    {"audio": "UklGRiR9AABXQVZF...", "window_s": 1}
+    {"audio": ["data:audio/ogg;base64,T2dnUwAC...", ...]}          a batch
+
+`audio` is the encoded sound in base64, bare or as a `data:` URI; beside it stand the parameters that the
+query may also hold. Nothing is ever fetched: a URL is an error, because a server that opens what a stranger
+names opens doors behind its firewall.
+"""
+
+import asyncio
+import base64
+import binascii
+import time
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from service.errors import AudioMissing, BadRequest
+from service.parameters import read
+from service.pcm import BYTES_PER_SAMPLE
+from service.upload import (
+    CLIPS_OF_BODY,
+    MAX_FILES,
+    Body,
+    Intake,
+    Upload,
+    media_type_of,
+    parse_media_type,
+    pcm_of,
+    pour,
+)
+
+JSON = "application/json"
+FIELD = "audio"
+MAX_JSON_BYTES = 32_000_000  # it is held three times over while it is read
+READ_S = "viola.read_s"  # in the scope: seconds that reading a JSON body took, for Server-Timing
+LARGE_BYTES = 256_000  # above this, reading it is worth a thread
+MAX_URI_HEAD = 1000  # characters of a data: URI before its comma
+SLICE = 1 << 20  # characters of base64 (a multiple of 4) decoded at once: other threads run in between
+
+Kind = TypeVar("Kind", bound=BaseModel)
+Content = dict[str, Any]
+
+
+async def read_request(kind: type[Kind], request: Request, intake: Intake, *, many: bool = False) -> Kind:
+    """The parameters of the query, and those of the body where it is JSON: its clips are then ready for
+    `upload.read_clip`, or for `read_clips` where `many` may be sent. Raises as those do."""
+    if not is_json(request):
+        return read(kind, request.query_params)
+    started = time.perf_counter()
+    content, body = await read_json(request, intake)
+    try:
+        if FIELD not in content:
+            raise AudioMissing(f"the JSON has no `{FIELD}`; it is the sound in base64, or as a data: URI")
+        sounds = listed(content.pop(FIELD), f"`{FIELD}`", many=many)
+        parameters = read(kind, request.query_params, content)
+        request.scope[CLIPS_OF_BODY] = await clips_of(sounds, f"`{FIELD}`", body)
+        request.scope[READ_S] = time.perf_counter() - started
+        return parameters
+    except BaseException:
+        body.close()
+        raise
+
+
+def is_json(request: Request) -> bool:
+    media_type, _, _ = request.headers.get("content-type", "").partition(";")
+    return media_type.strip().lower() == JSON
+
+
+async def read_json(request: Request, intake: Intake) -> tuple[Content, Body]:
+    """The body as an object, and what it holds: to be closed when its clips are done with."""
+    media_type_of(request)  # refuses a Content-Encoding
+    body = Body(intake)
+    try:
+        await pour(request, intake, body.write, max_bytes=MAX_JSON_BYTES)
+        source = body.source()
+        text = source if isinstance(source, bytes) else source.read()
+        content = await _in_thread_if_large(len(text), _parsed, text)
+        return content, body
+    except BaseException:
+        body.close()
+        raise
+
+
+def listed(value: Any, name: str, *, many: bool) -> list[str]:
+    """`value` as a list of strings, where one string stands for a list of one. Raises BadRequest or
+    AudioMissing."""
+    if isinstance(value, str):
+        return [value]
+    if not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+        raise BadRequest(f"{name} is the sound as a string, or a list of such strings")
+    if not many:
+        raise BadRequest(f"{name} is a list; one sound is taken here, and lists under /embed/batch")
+    if not value:
+        raise AudioMissing(f"{name} is an empty list; it holds at least one sound")
+    if len(value) > MAX_FILES:
+        raise BadRequest(f"{name} holds more than {MAX_FILES} sounds; send several requests")
+    return value
+
+
+async def clips_of(sounds: list[str], name: str, body: Body) -> list[Upload]:
+    """The sounds' bytes; the first clip closes the body that they came in. Raises BadRequest."""
+    names = [f"{name}[{i}]" for i in range(len(sounds))] if len(sounds) > 1 else [name]
+    sources = await _in_thread_if_large(body.length, lambda: list(map(decoded, sounds, names)))
+    return [Upload(source, on_close=None if i else body.close) for i, source in enumerate(sources)]
+
+
+def decoded(sound: str, name: str) -> bytes:
+    """Base64 or a `data:` URI as the bytes of a file. Raises BadRequest with `name` in its sentence."""
+    pcm, encoded = None, sound
+    if sound[:5].lower() == "data:":
+        head, comma, encoded = sound[5:].partition(",")
+        if not comma or not head.lower().endswith(";base64") or len(head) > MAX_URI_HEAD:
+            raise BadRequest(f"{name} is a data: URI without `;base64,`; send data:audio/wav;base64,...")
+        pcm = pcm_of(*parse_media_type(head[: -len(";base64")]))
+    elif "://" in sound[:16]:
+        raise BadRequest(f"{name} is a URL, and nothing is fetched here; send the sound itself in base64")
+    sound_bytes = _from_base64(encoded, name)
+    if pcm is None:
+        return sound_bytes
+    pcm.check(len(sound_bytes))
+    return pcm.header() + sound_bytes if len(sound_bytes) >= BYTES_PER_SAMPLE else sound_bytes
+
+
+def _parsed(text: bytes) -> Content:
+    try:
+        content = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise BadRequest(f'the JSON is no object; send {{"{FIELD}": "<the sound in base64>"}}')
+    return content
+
+
+def _from_base64(text: str, name: str) -> bytes:
+    """Lines may be broken, as mail programs do; the alphabet may be that for URLs."""
+    if "\n" in text:
+        text = text.replace("\n", "").replace("\r", "")
+    if "-" in text or "_" in text:
+        text = text.replace("-", "+").replace("_", "/")
+    try:
+        if len(text) <= SLICE:
+            return base64.b64decode(text, validate=True)
+        slices = range(0, len(text), SLICE)
+        return b"".join(base64.b64decode(text[start : start + SLICE], validate=True) for start in slices)
+    except (binascii.Error, ValueError) as error:
+        reason = str(error)[:80]
+        raise BadRequest(f"{name} is no base64 ({reason}); send the bytes of the file in base64") from error
+
+
+async def _in_thread_if_large(n_bytes: int, function: Any, *arguments: Any) -> Any:
+    if n_bytes <= LARGE_BYTES:
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)

@@ -1,0 +1,133 @@
+"""Several server processes behind one port: who starts, replaces and ends them, and the slot each one holds.
+
+    supervisor ── binds the port, starts the workers, replaces those that die, ends all of them
+      ├── worker   slot 0   counter_0.db  gauge_livesum_0.db  histogram_0.db
+      └── worker   slot 1   counter_1.db  ...
+
+A slot is a number that one living process holds at a time. The worker that replaces a dead one takes its slot
+and goes on counting in its files, so that no count is lost and the files do not pile up.
+"""
+
+import contextlib
+import fcntl
+import itertools
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+
+# The variable by which prometheus_client's files are found; workers inherit it from the supervisor.
+METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+
+
+class Supervisor(Multiprocess):
+    """uvicorn's supervisor, which lets go of the port as soon as it ends its workers.
+
+    As long as it held the port, connections would be taken that nobody answers while the workers finish.
+    """
+
+    def terminate_all(self) -> None:
+        super().terminate_all()
+        for each in self.sockets:
+            each.close()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended because a worker could not start."""
+        return any(process.exitcode == STARTUP_FAILURE for process in self.processes)
+
+
+@contextlib.contextmanager
+def metrics_folder(workers: int) -> Iterator[None]:
+    """A folder for the counts of several workers, named in the environment and removed at the end.
+
+    To be entered before anybody imports prometheus_client. One process alone counts in its memory, whatever
+    the environment says.
+    """
+    os.environ.pop(METRICS_DIR, None)
+    if workers == 1:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="viola-metrics-", ignore_cleanup_errors=True) as folder:
+        os.environ[METRICS_DIR] = folder
+        yield
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a worker holds until it ends, in whatever way: the kernel then lets go of the lock."""
+
+    number: int
+    folder: Path
+    lock: IO[str]
+
+    @classmethod
+    def of_this_worker(cls) -> "Slot | None":
+        """The lowest free slot of the supervisor's folder; None in a process that serves alone."""
+        folder = os.environ.get(METRICS_DIR)
+        return cls.claim(Path(folder)) if folder else None
+
+    @classmethod
+    def claim(cls, folder: Path) -> "Slot":
+        """The lowest free slot of `folder`."""
+        for number in itertools.count():
+            lock = (folder / f"{number}.pid").open("a+")
+            if _locks(lock, fcntl.LOCK_EX):
+                lock.truncate(0)
+                lock.write(str(os.getpid()))
+                lock.flush()
+                slot = cls(number, folder, lock)
+                slot._forget_gauges(number)  # a worker that died here left them
+                return slot
+            lock.close()
+        raise AssertionError("numbers do not end")
+
+    def living(self) -> list[int]:
+        """The process ids of all workers that live; the gauges of those that do not are removed."""
+        pids = [os.getpid()]
+        for path in self.folder.glob("*.pid"):
+            number = int(path.stem)
+            if number == self.number:
+                continue
+            with path.open() as lock:
+                if _locks(lock, fcntl.LOCK_SH):
+                    self._forget_gauges(number)
+                elif pid := lock.read():
+                    pids.append(int(pid))
+        return pids
+
+    def _forget_gauges(self, number: int) -> None:
+        """What a dead worker measured last is no more; what it counted stays."""
+        for path in self.folder.glob(f"gauge_live*_{number}.db"):
+            path.unlink(missing_ok=True)
+
+
+def end_with_the_supervisor() -> None:
+    """In a worker: SIGTERM to oneself when the supervisor is gone. A worker without one would hold the port
+    for ever."""
+    supervisor = multiprocessing.parent_process()
+    if supervisor is None:
+        return
+
+    def watch() -> None:
+        supervisor.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="viola-supervisor", daemon=True).start()
+
+
+def _locks(file: IO[str], kind: int) -> bool:
+    """Whether the file could be locked, without waiting."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,177 @@
+"""Connections in, requests out, for clients that are slow, endless or gone: uvicorn's protocol with limits.
+
+    from                until                      limit                             beyond it
+    connected           the head is complete       head_s, MAX_HEAD_BYTES            cut
+    head                the body is complete       told by upload.pour               408
+    an early answer     the body is complete       linger_s, linger_bytes            cut
+    answer              the client has read it     MIN_BYTES_PER_S in write_s        cut
+
+uvicorn itself waits for ever for a head, for the rest of a body that was already refused, and for a client
+that does not read. Its own timer (`timeout_keep_alive`) is for connections between two requests.
+
+A connection that ends with an early answer (413 while gigabytes are still coming) lingers, as RFC 9112 (9.6)
+asks: were it closed at once, the kernel would meet the bytes that still arrive with a reset, and many clients
+would lose the answer with it.
+"""
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.upload import MIN_BYTES_PER_S
+
+MAX_HEAD_BYTES = 65_536  # in a row that are neither body nor a complete head
+MAX_PIPELINED = 16  # requests sent ahead without waiting for answers; hardly any client sends one
+
+
+class Protocol(HttpToolsProtocol):
+    """For `uvicorn.run(http=Protocol)`."""
+
+    head_s = 20.0
+    linger_s = 10.0
+    linger_bytes = 16_000_000
+    write_s = 20.0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._is_in_head = True  # or before one
+        self._is_body_wanted = True
+        self._is_lingering = False
+        self._bytes_in_a_row = 0
+        self._bytes_to_drop = 0
+        self._unsent_bytes = 0
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(cast(asyncio.Transport, _Transport(transport, self.close_transport)))
+        self._real_transport = transport
+        self._wait_at_most(self.head_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_body_wanted:
+            self._bytes_to_drop -= len(data)
+            if self._bytes_to_drop < 0:
+                self._cut()
+            if self._is_lingering or self._bytes_to_drop < 0:
+                return
+        self._bytes_in_a_row += len(data)
+        super().data_received(data)
+        if self._bytes_in_a_row:
+            self._watch_head()
+
+    def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError("too many requests are sent ahead")  # uvicorn answers 400 and closes
+        self._stop_waiting()
+        self._is_in_head = False
+        self._bytes_in_a_row = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._bytes_in_a_row = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._is_body_wanted:
+            self._stop_waiting()
+            self._is_body_wanted = True
+        self._is_in_head = True
+        self._bytes_in_a_row = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_body_wanted and not self._is_in_head and self.cycle.response_complete:
+            self._drop_the_rest()
+
+    def close_transport(self) -> None:
+        """At once, or where a body is still coming as soon as its sender stops."""
+        transport = self._real_transport
+        if self._is_in_head or transport.is_closing():
+            transport.close()
+            if transport.get_write_buffer_size():
+                self._wait_for_reader()
+            return
+        self._is_lingering = True
+        self._drop_the_rest()
+        if transport.can_write_eof():
+            transport.write_eof()
+        self.flow.resume_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        if self._write_timer:
+            self._write_timer.cancel()
+            self._write_timer = None
+        super().resume_writing()
+
+    def _watch_head(self) -> None:
+        """After bytes that were neither body nor a complete head: more of a head, or of what stands between
+        the chunks of a body and behind it."""
+        if self._bytes_in_a_row > MAX_HEAD_BYTES:
+            self._cut()
+        elif self._is_in_head and self._read_timer is None:
+            self._wait_at_most(self.head_s)
+
+    def _drop_the_rest(self) -> None:
+        """Of a body that was answered before its end."""
+        self._is_body_wanted = False
+        self._bytes_to_drop = self.linger_bytes
+        self._wait_at_most(self.linger_s)
+
+    def _wait_for_reader(self) -> None:
+        """Look again in write_s seconds, whether the client has read as much as it should."""
+        self._unsent_bytes = self._real_transport.get_write_buffer_size()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self.write_s, self._check_reader)
+
+    def _check_reader(self) -> None:
+        self._write_timer = None
+        read = self._unsent_bytes - self._real_transport.get_write_buffer_size()
+        if read < self.write_s * MIN_BYTES_PER_S:
+            self._cut()
+        else:
+            self._wait_for_reader()
+
+    def _wait_at_most(self, seconds: float) -> None:
+        self._stop_waiting()
+        self._read_timer = self.loop.call_later(seconds, self._cut)
+
+    def _stop_waiting(self) -> None:
+        if self._read_timer:
+            self._read_timer.cancel()
+            self._read_timer = None
+
+    def _cut(self) -> None:
+        self._real_transport.abort()
+
+
+class _Transport:
+    """A transport whose `close` is the protocol's; everything else is the transport's own."""
+
+    def __init__(self, transport: asyncio.Transport, close: Any) -> None:
+        self._transport = transport
+        self._is_closed = False
+        self._close = close
+        self.write = transport.write
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._close()
+
+    def is_closing(self) -> bool:
+        return self._is_closed or self._transport.is_closing()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)

@@ -1,0 +1,125 @@
+"""Functions through a crew of real threads in a real event loop."""
+
+import asyncio
+import ctypes
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from service.crew import Crew
+
+
+def with_crew(story: Callable[[Crew], Awaitable[None]], n_threads: int = 2) -> int:
+    """Tell `story` with a running crew; returns how many functions it dropped."""
+    dropped: list[int] = []
+
+    async def tell() -> None:
+        crew = Crew(n_threads, name="crew", on_drop=dropped.append)
+        crew.start()
+        await asyncio.wait_for(story(crew), 10)
+        crew.close()
+
+    asyncio.run(tell())
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("crew")]
+    return sum(dropped)
+
+
+def test_results_come_back_to_whoever_asked() -> None:
+    async def story(crew: Crew) -> None:
+        squares = await asyncio.gather(*(crew.run(lambda i=i: i * i) for i in range(500)))  # type: ignore[misc]
+        assert squares == [i * i for i in range(500)]
+
+    assert with_crew(story) == 0
+
+
+def test_functions_run_side_by_side_in_other_threads() -> None:
+    async def story(crew: Crew) -> None:
+        both = threading.Barrier(2)  # a single thread would wait here for ever
+        names = await asyncio.gather(*(crew.run(lambda: (both.wait(5), threading.current_thread().name)[1])
+                                       for _ in range(2)))  # fmt: skip
+        assert sorted(names) == ["crew-0", "crew-1"]
+
+    with_crew(story)
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()])
+def test_an_exception_reaches_the_caller_and_ends_no_thread(error: BaseException) -> None:
+    async def story(crew: Crew) -> None:
+        def fail() -> None:
+            raise error
+
+        for _ in range(3):
+            with pytest.raises((ValueError, RuntimeError)):
+                await crew.run(fail)
+        assert await crew.run(lambda: "well") == "well"
+
+    with_crew(story, n_threads=1)
+
+
+def test_a_function_whose_caller_has_gone_is_dropped_before_it_begins() -> None:
+    ran: list[str] = []
+
+    async def story(crew: Crew) -> None:
+        gate = threading.Event()
+        busy = asyncio.ensure_future(crew.run(lambda: gate.wait(5)))
+        gone = asyncio.ensure_future(crew.run(lambda: ran.append("gone")))
+        stays = asyncio.ensure_future(crew.run(lambda: ran.append("stays")))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        gate.set()
+        await asyncio.gather(busy, stays)
+
+    assert with_crew(story, n_threads=1) == 1
+    assert ran == ["stays"]
+
+
+def test_a_caller_that_is_cancelled_stays_until_its_function_has_ended() -> None:
+    async def story(crew: Crew) -> None:
+        ended: list[float] = []
+        begun = threading.Event()
+
+        def work() -> None:
+            begun.set()
+            time.sleep(0.1)
+            ended.append(1)
+
+        task = asyncio.ensure_future(crew.run(work))
+        await asyncio.to_thread(begun.wait, 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended
+
+    assert with_crew(story) == 0
+
+
+def test_a_thread_that_is_ended_from_outside_is_replaced() -> None:
+    async def story(crew: Crew) -> None:
+        first = crew._threads[0]
+        assert first.ident
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(first.ident), ctypes.py_object(SystemExit))
+        # Whatever it is woken with meets the exception, and may be lost with it.
+        asyncio.ensure_future(crew.run(lambda: None)).add_done_callback(lambda task: task.exception())
+        await asyncio.to_thread(first.join, 5)
+        assert not first.is_alive()
+        assert await crew.run(lambda: "well") == "well"
+
+    with_crew(story, n_threads=1)
+
+
+def test_closing_runs_what_was_handed_in() -> None:
+    ran: list[int] = []
+
+    async def story(crew: Crew) -> None:
+        tasks = [asyncio.ensure_future(crew.run(lambda i=i: ran.append(i))) for i in range(20)]  # type: ignore[misc]
+        await asyncio.sleep(0)
+        crew.close()
+        await asyncio.gather(*tasks)
+        crew._threads.clear()
+
+    with_crew(story)
+    assert sorted(ran) == list(range(20))

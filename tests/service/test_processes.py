@@ -1,0 +1,114 @@
+"""Slots of worker processes, and what several of them count together."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.processes import METRICS_DIR, Slot, metrics_folder
+
+ROOT = Path(__file__).parents[2]
+
+# A worker that counts what it is told to, says so and holds its slot until its input ends.
+WORKER = """
+import sys
+from service.metrics import Metrics
+from service.processes import Slot
+metrics = Metrics(Slot.of_this_worker())
+n, ends = int(sys.argv[1]), sys.argv[2:]
+queue = [float(n)]
+metrics.watch_queue(lambda: queue[0])
+metrics.tell_model("toy", version="1", encoder="toy", precision="int8", device="cpu", embedding_size=16)
+for _ in range(n):
+    metrics.count_request("/embed", "toy", 200, 0.003)
+metrics.page()  # writes the gauges down
+print("counted", flush=True)
+sys.stdin.read()
+sys.stdout.write(metrics.page().decode())
+"""
+
+
+class Worker:
+    def __init__(self, folder: Path, n: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(n)],
+            cwd=ROOT,
+            env=os.environ | {METRICS_DIR: str(folder)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout
+        assert self.process.stdout.readline() == "counted\n"
+
+    def page(self) -> dict[str, float]:
+        """What a scrape of it gives, by name and labels. It ends with that."""
+        text = self.process.communicate(timeout=60)[0]
+        return {
+            sample.name
+            + "".join(f",{name}={value}" for name, value in sorted(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+REQUESTS = "viola_requests_total,code=200,model=toy,route=/embed"
+DURATIONS = "viola_request_duration_seconds_bucket,le=0.004,route=/embed"
+MODEL = "viola_model_info,device=cpu,embedding_size=16,encoder=toy,model=toy,precision=int8,version=1"
+
+
+def test_a_scrape_of_one_worker_tells_of_all(tmp_path: Path) -> None:
+    first, second = Worker(tmp_path, 3), Worker(tmp_path, 4)
+    page = first.page()
+    second.kill()
+    assert page[REQUESTS] == page[DURATIONS] == page["viola_queue_frames"] == 7
+    assert page[MODEL] == 1
+    assert page["process_resident_memory_bytes"] > 2 * 20e6
+    assert page["process_open_fds"] > 10
+
+
+def test_a_dead_workers_counts_stay_and_its_gauges_go(tmp_path: Path) -> None:
+    dead, alive = Worker(tmp_path, 3), Worker(tmp_path, 4)
+    dead.kill()
+    page = alive.page()
+    assert page[REQUESTS] == page[DURATIONS] == 7
+    assert page["viola_queue_frames"] == 4
+
+
+def test_the_worker_that_follows_counts_on_in_the_same_files(tmp_path: Path) -> None:
+    Worker(tmp_path, 3).kill()
+    files = sorted(tmp_path.iterdir())
+    page = Worker(tmp_path, 4).page()
+    assert page[REQUESTS] == 7
+    assert page["viola_queue_frames"] == 4
+    assert sorted(tmp_path.iterdir()) == files
+
+
+def test_a_slot_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    first, second = Slot.claim(tmp_path), Slot.claim(tmp_path)
+    assert (first.number, second.number) == (0, 1)
+    first.lock.close()  # as the kernel does when a process ends
+    third = Slot.claim(tmp_path)
+    assert third.number == 0
+    second.lock.close()
+    third.lock.close()
+
+
+def test_one_process_alone_has_no_folder_and_several_have_one_that_goes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(METRICS_DIR, str(tmp_path))  # somebody else's
+    with metrics_folder(1):
+        assert Slot.of_this_worker() is None
+    with metrics_folder(2):
+        folder = Path(os.environ[METRICS_DIR])
+        assert folder.is_dir()
+        assert folder != tmp_path
+    assert not folder.exists()

@@ -1,0 +1,241 @@
+"""Sockets that are slow, endless or gone, against a small application behind the protocol."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from service.protocol import MAX_HEAD_BYTES, MAX_PIPELINED, Protocol
+
+ANSWER = b"x" * 10
+LONG_ANSWER = b"x" * 50_000_000
+GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+class Hasty(Protocol):
+    """The same with limits that a test can wait for."""
+
+    head_s = 0.3
+    linger_s = 0.5
+    linger_bytes = 5_000_000
+    write_s = 0.5
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """`/` and `/long` read the body and answer, `/early` answers without, `/refuse` also closes."""
+    if scope["type"] != "http":
+        return
+    path = scope["path"]
+    while path in ("/", "/long") and (await receive()).get("more_body"):
+        pass
+    answer = LONG_ANSWER if path == "/long" else ANSWER
+    headers = [(b"content-length", str(len(answer)).encode())]
+    if path == "/refuse":
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": answer})
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def server(request: pytest.FixtureRequest) -> Iterator[uvicorn.Server]:
+    config = uvicorn.Config(
+        application, port=0, ws="none", lifespan="off", log_config=None, http=Hasty, loop=request.param
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, name="server")
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.005)
+    yield server
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def connected(server: uvicorn.Server, receive_bytes: int | None = None) -> Iterator[socket.socket]:
+    client = socket.socket()
+    if receive_bytes:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    client.settimeout(10)
+    with client:
+        client.connect(server.servers[0].sockets[0].getsockname())
+        yield client
+
+
+def answers(client: socket.socket, n: int = 1) -> bytes:
+    """What comes until n answers are complete."""
+    received = b""
+    while received.count(ANSWER) < n:
+        chunk = client.recv(10_000)
+        assert chunk, f"the connection was closed after {received!r}"
+        received += chunk
+    return received
+
+
+def post(path: str, length: int) -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def seconds_until_closed(client: socket.socket, drip: bytes = b"") -> float:
+    """With `drip`, one of its bytes is sent every 20 ms until then."""
+    started = time.monotonic()
+    client.settimeout(0.02 if drip else 10)
+    for byte in drip or b" ":
+        with contextlib.suppress(TimeoutError):
+            try:
+                if drip:
+                    client.send(bytes([byte]))
+                while client.recv(65_536):
+                    pass
+            except ConnectionError:
+                pass
+            return time.monotonic() - started
+    raise AssertionError("the connection was not closed")
+
+
+def send_until_cut(client: socket.socket, chunk: bytes, most_bytes: int) -> int:
+    """Bytes that were taken before the connection was cut."""
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        while sent < most_bytes:
+            sent += client.send(chunk)
+    return sent
+
+
+def test_a_request_is_answered_and_the_connection_stays_open(server: uvicorn.Server) -> None:
+    with connected(server) as client:
+        for _ in range(3):
+            client.sendall(post("/", 5) + b"hello")
+            answers(client)
+            time.sleep(Hasty.head_s * 1.5)  # what is limited is a head, not the time between two requests
+
+
+def test_a_silent_connection_is_cut(server: uvicorn.Server) -> None:
+    with connected(server) as client:
+        assert 0.2 < seconds_until_closed(client) < 3
+
+
+def test_a_head_of_a_byte_at_a_time_is_cut(server: uvicorn.Server) -> None:
+    with connected(server) as client:
+        assert 0.2 < seconds_until_closed(client, drip=GET * 10) < 3
+
+
+def test_empty_lines_are_no_progress(server: uvicorn.Server) -> None:
+    with connected(server) as client:
+        assert 0.2 < seconds_until_closed(client, drip=b"\r\n" * 200) < 3
+
+
+def test_the_head_of_a_second_request_has_no_longer(server: uvicorn.Server) -> None:
+    with connected(server) as client:
+        client.sendall(GET)
+        answers(client)
+        assert 0.2 < seconds_until_closed(client, drip=GET * 10) < 3
+
+
+def test_an_endless_head_is_cut(server: uvicorn.Server) -> None:
+    with connected(server) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: test\r\nX-Endless: ")
+        assert send_until_cut(client, b"x" * 10_000, 50_000_000) < 20_000_000
+
+
+def test_endless_trailers_are_cut(server: uvicorn.Server) -> None:
+    with connected(server) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")
+        assert send_until_cut(client, b"X-More: y\r\n" * 1000, 50_000_000) < 20_000_000
+
+
+def test_a_body_is_no_head(server: uvicorn.Server) -> None:
+    length = 30 * MAX_HEAD_BYTES
+    with connected(server) as client:
+        client.sendall(post("/", length) + b"\n" * length)
+        answers(client)
+
+
+def test_a_body_in_small_chunks_is_no_head(server: uvicorn.Server) -> None:
+    with connected(server) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n")
+        client.sendall(b"1\r\nx\r\n" * MAX_HEAD_BYTES + b"0\r\n\r\n")
+        answers(client)
+
+
+def test_a_body_that_was_answered_early_is_read_past_and_the_connection_lives_on(
+    server: uvicorn.Server,
+) -> None:
+    with connected(server) as client:
+        client.sendall(post("/early", 1_000_000) + b"x" * 1_000_000 + GET)
+        assert answers(client, 2).count(b"200 OK") == 2
+
+
+@pytest.mark.parametrize("path", ["/early", "/refuse"])
+def test_gigabytes_that_nobody_wants_are_not_read(server: uvicorn.Server, path: str) -> None:
+    with connected(server) as client:
+        client.sendall(post(path, 10**12))
+        answers(client)
+        assert send_until_cut(client, b"x" * 100_000, 10**9) < 50_000_000
+
+
+@pytest.mark.parametrize("path", ["/early", "/refuse"])
+def test_a_slow_body_that_nobody_wants_is_cut(server: uvicorn.Server, path: str) -> None:
+    with connected(server) as client:
+        client.sendall(post(path, 10**6))
+        answers(client)
+        assert seconds_until_closed(client, drip=b"x" * 200) < 3
+
+
+def test_an_answer_that_closes_reaches_a_client_that_sends_all_before_it_reads(
+    server: uvicorn.Server,
+) -> None:
+    with connected(server) as client:
+        client.sendall(post("/refuse", 4_000_000) + b"x" * 4_000_000)
+        received = b""
+        while chunk := client.recv(10_000):
+            received += chunk
+    assert b"connection: close" in received
+    assert received.endswith(ANSWER)
+
+
+def test_an_answer_that_closes_ends_a_connection_at_once_where_the_body_was_read(
+    server: uvicorn.Server,
+) -> None:
+    with connected(server) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+        assert seconds_until_closed(client) < 0.25
+
+
+def test_a_client_that_does_not_read_its_answer_is_cut(server: uvicorn.Server) -> None:
+    with connected(server, receive_bytes=4096) as client:
+        client.sendall(GET.replace(b"/ ", b"/long "))
+        time.sleep(3 * Hasty.write_s)
+        received = 0
+        with contextlib.suppress(ConnectionError):
+            while chunk := client.recv(1_000_000):
+                received += len(chunk)
+        assert received < len(LONG_ANSWER)
+
+
+def test_a_client_that_reads_its_answer_in_pieces_gets_it_whole(server: uvicorn.Server) -> None:
+    with connected(server) as client:
+        client.sendall(GET.replace(b"/ ", b"/long "))
+        received = 0
+        while received < len(LONG_ANSWER):
+            received += len(client.recv(3_000_000))
+            time.sleep(0.05)
+
+
+def test_a_few_requests_may_be_sent_ahead_and_thousands_may_not(server: uvicorn.Server) -> None:
+    with connected(server) as client:
+        client.sendall(GET * MAX_PIPELINED)
+        answers(client, MAX_PIPELINED)
+    with connected(server) as client, contextlib.suppress(ConnectionError):
+        client.sendall(GET * 1000)
+        received = b""
+        while chunk := client.recv(100_000):
+            received += chunk
+        assert b"400 Bad Request" in received
+        assert received.count(b"200 OK") <= MAX_PIPELINED + 1
