@@ -43,4 +43,5 @@ clean:
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet '.[cpu,bulk,otel,train,dev]'
+	.venv/bin/pip install --quiet --no-deps hearvalidator==2021.0.2 # its dependencies include TensorFlow, which it does not need
 	touch $@

@@ -1,4 +1,4 @@
-"""`python -m training pretrain | fit-head | evaluate`: see each one's --help."""
+"""`python -m training pretrain | fit-head | evaluate | probe-layers`: see each one's --help."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ from encoders.frontend import frontend_of
 from service.errors import ModelFolderError
 from service.model import Model, load_card, write_card
 
-from . import embeddings, evaluate, fit_head
+from . import embeddings, evaluate, fit_head, probe_layers
 from .allocator import keep_freed_memory
 from .arguments import device, positive_float, positive_int, seconds, seeds
 from .checkpoint import FILE_NAME as CHECKPOINT
@@ -23,7 +23,7 @@ from .clips import Clips, DataError, find_audio, load_clips
 from .distributed import World, join_world, leave_world, wait_for_first
 from .labelled import LabelledTask, read_tasks
 from .linear import LEARNING_RATE, MULTICLASS, Embeddings
-from .pictures import draw_confusion, draw_tsne, picture_file
+from .pictures import draw_confusion, draw_layers, draw_tsne, picture_file
 from .pretrain import pretrain
 from .recipe import Recipe, RecipeError, load_recipe
 from .run import Options, TrainingError
@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     add_pretrain(commands)
     add_fit_head(commands)
     add_evaluate(commands)
+    add_probe_layers(commands)
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def add_pretrain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("pretrain", help="train an encoder on sounds without labels (BYOL-A)")
+    parser = commands.add_parser("pretrain", help="train an encoder on sounds without labels (BYOL-A, COLA)")
     parser.add_argument(
         "--data", type=Path, required=True, help="a folder of sounds, or a CSV with file_name or path"
     )
@@ -231,11 +232,7 @@ def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
-    tasks = read_tasks(arguments.data, where_of(arguments))
-    if arguments.task:
-        tasks = [task for task in tasks if task.name in arguments.task]
-        if len(tasks) < len(arguments.task):
-            raise DataError(f"{arguments.data} lacks some of the tasks {', '.join(arguments.task)}.")
+    tasks = chosen_tasks(arguments)
     torch.set_num_threads(1)  # its matrices are small: a second thread made it several times slower
     model = Model.load(arguments.model, precision=arguments.precision)
     embeds = {model.card.name: embeddings.served(model, workers=arguments.workers)}
@@ -276,6 +273,91 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     print(evaluate.table(results), flush=True)
     for picture in pictures:
         picture()
+
+
+def add_probe_layers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "probe-layers", help="linear evaluation of every layer of an encoder, and of the best pairs"
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="RUN|MODEL|CHECKPOINT",
+        help="a run's folder, a model's (BYOL-A), or a published checkpoint with --encoder",
+    )
+    parser.add_argument("--encoder", help="of a published checkpoint: vggish, cnn14, ast …")
+    parser.add_argument("--mean", type=float, help="of its log-mels, where the checkpoint does not know")
+    parser.add_argument("--std", type=positive_float)
+    parser.add_argument("--data", type=Path, required=True, help="labelled sounds, as for evaluate")
+    add_where(parser)
+    parser.add_argument("--out", type=Path, required=True, help="a JSON file; the heat map lies beside it")
+    parser.add_argument("--task", action="append", default=[], help="only these tasks of the CSV; repeatable")
+    parser.add_argument("--test-folds", default="", metavar="5[,...]", help="of cross-validation")
+    parser.add_argument("--seeds", type=seeds, default=evaluate.SEEDS, metavar="42[,...]")
+    parser.add_argument("--learning-rate", type=positive_float, default=LEARNING_RATE)
+    parser.add_argument("--pairs", type=positive_int, default=3, help="how many to fuse (default: 3)")
+    parser.add_argument(
+        "--sound-events",
+        default="esc50,esc10,us8k,fsd50k",
+        metavar="TASK[,...]",
+        help="the tasks of the left panel; the others are speech and music (default: %(default)s)",
+    )
+    parser.add_argument("--workers", type=positive_int, default=2, help="threads that embed")
+    parser.set_defaults(run=run_probe_layers, interrupted="Interrupted: nothing was written.")
+
+
+def run_probe_layers(arguments: argparse.Namespace) -> None:
+    tasks = chosen_tasks(arguments)
+    torch.set_num_threads(1)
+    probed = probe_layers.load_probed(
+        arguments.model, encoder=arguments.encoder, mean=arguments.mean, std=arguments.std
+    )
+    paths = [clip.path for task in tasks for clip in task.clips]
+    vectors = probe_layers.embed_layers(probed, paths, workers=arguments.workers)
+
+    def evaluated(layers: tuple[str, ...]) -> list[evaluate.Result]:
+        return [
+            evaluate.evaluate_task(
+                task,
+                np.stack(
+                    [np.concatenate([vectors[clip.path][one] for one in layers]) for clip in task.clips]
+                ),
+                seeds=arguments.seeds,
+                test_folds=tuple(filter(None, arguments.test_folds.split(","))),
+                learning_rate=arguments.learning_rate,
+            )[0]
+            for task in tasks
+        ]
+
+    results = probe_layers.probe(probed, evaluated, pairs=arguments.pairs, report=report)
+    about = {
+        "probed": str(arguments.model),
+        "encoder": probed.name,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    evaluate.write_results(arguments.out, results, about)
+    print(probe_layers.layer_table(results), flush=True)
+    left = arguments.sound_events.split(",")
+    names = [task.name for task in tasks]
+    panels = {
+        "sound events": [name for name in names if name in left],
+        "speech and music": [name for name in names if name not in left],
+    }
+    order = [names.index(name) for of_panel in panels.values() for name in of_panel]
+    values = np.array([[row[i].value for i in order] for row in results.values()])
+    title = f"{probed.name}: linear evaluation of each layer, %"
+    draw_layers(arguments.out.with_suffix(".png"), values, list(results), panels, title)
+
+
+def chosen_tasks(arguments: argparse.Namespace) -> list[LabelledTask]:
+    """Those of the data that --task names, or all."""
+    tasks = read_tasks(arguments.data, where_of(arguments))
+    if arguments.task:
+        tasks = [task for task in tasks if task.name in arguments.task]
+        if len(tasks) < len(arguments.task):
+            raise DataError(f"{arguments.data} lacks some of the tasks {', '.join(arguments.task)}.")
+    return tasks
 
 
 def vectors_of(task: LabelledTask, vectors: dict[Path, Embeddings]) -> Embeddings:

@@ -8,13 +8,14 @@ The target is a moving average of the encoder and projector and gets no gradient
 """
 
 import copy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders import Encoder
+
+from .method import Projected, Step
 
 
 def mlp(in_size: int, hidden_size: int, out_size: int) -> nn.Sequential:
@@ -27,41 +28,29 @@ def mlp(in_size: int, hidden_size: int, out_size: int) -> nn.Sequential:
     )
 
 
-class Projected(nn.Module):
-    """Encoder, pooling over time and projector: (B, 1, F, T) -> embedding (B, D), projection (B, P)."""
-
-    def __init__(self, encoder: Encoder, hidden_size: int, projection_size: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.projector = mlp(encoder.embedding_size, hidden_size, projection_size)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        embedding = self.encoder.pool(self.encoder(x).float())
-        return embedding, self.projector(embedding)
-
-
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean over the batch of 2 - 2 cos(p, t): 0 when all agree, 4 when all are opposite."""
+    """Mean over the batch of 2 - 2 cos(p, t): 0 when all agree, 4 when all are opposite. A step adds two."""
     return (2 - 2 * F.cosine_similarity(prediction.float(), target.float(), dim=-1)).mean()
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one forward pass gives: the loss in 0..8 and the online embeddings (B, D) of the first view."""
-
-    loss: Tensor
-    embedding: Tensor
 
 
 class BYOL(nn.Module):
     """The target runs in training mode too: its normalisation uses the batch's statistics and its dropout
     is active, as in the published training (arXiv 2204.07402)."""
 
-    def __init__(self, encoder: Encoder, hidden_size: int = 4096, projection_size: int = 256) -> None:
+    against_collapse = "a byol.target_decay nearer to 1 or a larger batch_size"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        hidden_size: int = 4096,
+        projection_size: int = 256,
+        target_decay: float = 0.99,
+    ) -> None:
         super().__init__()
-        self.online = Projected(encoder, hidden_size, projection_size)
+        self.online = Projected(encoder, mlp(encoder.embedding_size, hidden_size, projection_size))
         self.predictor = mlp(projection_size, hidden_size, projection_size)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.target_decay = target_decay
 
     def forward(self, a: Tensor, b: Tensor) -> Step:
         embedding, projection_a = self.online(a)
@@ -75,10 +64,14 @@ class BYOL(nn.Module):
         return Step(loss=loss, embedding=embedding.detach())
 
     @torch.no_grad()
-    def update_target(self, decay: float) -> None:
+    def before_step(self) -> None:
         """target <- decay * target + (1 - decay) * online: parameters alone, not the statistics of the
-        normalisation layers."""
+        normalisation layers. As published, it follows the weights of the step before."""
         online: list[Tensor] = list(self.online.parameters())
         target: list[Tensor] = list(self.target.parameters())
-        torch._foreach_mul_(target, decay)
-        torch._foreach_add_(target, online, alpha=1 - decay)
+        torch._foreach_mul_(target, self.target_decay)
+        torch._foreach_add_(target, online, alpha=1 - self.target_decay)
+
+    def restart_target(self) -> None:
+        """The target becomes the online network, whose encoder was given other weights."""
+        self.target.load_state_dict(self.online.state_dict())

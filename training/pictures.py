@@ -1,6 +1,7 @@
-"""Pictures of an evaluation as PNG: which classes are taken for which, and how the embeddings lie."""
+"""Pictures of an evaluation as PNG: what is taken for what, how the embeddings lie, what the layers know."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -58,4 +59,42 @@ def draw_tsne(
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(title, fontsize=10)
+    figure.savefig(path)
+
+
+def draw_layers(
+    path: Path, values: NDArray[np.float64], layers: Sequence[str], panels: dict[str, list[str]], title: str
+) -> None:
+    """values (layers, tasks), the tasks in the order of the panels: one panel per kind of task, with a mean,
+    because late layers win in one and middle ones in the other (arXiv 2205.08138).
+
+    panels: title -> tasks. Each column has colours of its own, and its best layer in bold.
+    """
+    panels = {kind: tasks for kind, tasks in panels.items() if tasks}
+    widths = [len(tasks) + 1 for tasks in panels.values()]
+    figure = Figure(figsize=(2 + 0.95 * sum(widths), 1.6 + 0.36 * len(layers)), dpi=110, layout="constrained")
+    all_axes = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
+    first = 0
+    for axes, (kind, tasks) in zip(all_axes, panels.items(), strict=True):
+        part = values[:, first : first + len(tasks)]
+        first += len(tasks)
+        part = np.column_stack([part, part.mean(axis=1)])
+        low, high = part.min(axis=0), part.max(axis=0)
+        shades = (part - low) / np.where(high > low, high - low, 1)  # each task on its own scale
+        axes.imshow(shades, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        for row, column in np.ndindex(*part.shape):
+            axes.text(
+                column,
+                row,
+                f"{100 * part[row, column]:.1f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="black" if shades[row, column] > 0.6 else "white",
+                fontweight="bold" if part[row, column] == high[column] else "normal",
+            )
+        axes.set_xticks(range(len(tasks) + 1), [*tasks, "mean"], rotation=40, ha="right", fontsize=8)
+        axes.set_yticks(range(len(layers)), layers, fontsize=8)
+        axes.set_title(kind, fontsize=9)
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path)

@@ -1,6 +1,6 @@
-"""BYOL-A pre-training, the loop: clips and a recipe in, a run folder with checkpoints and logs out.
+"""Pre-training, the loop: clips and a recipe in, a run folder with checkpoints and logs out.
 
-    clips ─► plan: batches ─► log-mel ─► two views ─► BYOL: loss ─► run: one step on ─► run_log, checkpoint
+    clips ─► plan: batches ─► log-mel ─► two views ─► method: loss ─► run: one step on ─► run_log, checkpoint
 
 Every draw of step n is seeded by (seed, n): a run that was interrupted goes on to the same result.
 """
@@ -17,10 +17,10 @@ from tqdm import tqdm
 from encoders.frontend import frontend_of
 
 from .augmentations import View, post_normalise, view_of
-from .byol import Step
 from .clips import AUGMENTATION, Clips
 from .distributed import World, gather, wrap
 from .logmel import LogMel
+from .method import Step
 from .plan import Plan, Statistics, plan_of
 from .recipe import Recipe
 from .run import Options, Run, check, save, start_run
@@ -41,8 +41,8 @@ def pretrain(clips: Clips, recipe: Recipe, options: Options, world: World) -> No
     logmel = LogMel(frontend_of(recipe.encoder.n_mels)).to(world.device)
     run = start_run(plan, logmel, options)
     if options.compiled:
-        run.model.online.compile()
-        run.model.target.compile()
+        for network in run.model.children():
+            network.compile()
     trained = wrap(run.model, world)
     memory_view = view_of(run.memory, recipe.augmentation)
     autocast = autocast_of(precision, world.device)
@@ -69,7 +69,7 @@ def pretrain(clips: Clips, recipe: Recipe, options: Options, world: World) -> No
                 step = trained(views[0], views[1])
             run.optimiser.zero_grad(set_to_none=True)
             step.loss.backward()
-            run.model.update_target(recipe.byol.target_decay)
+            run.model.before_step()
             run.optimiser.step()
             update_average(run, recipe.optimisation.average_decay)
             run.step += 1

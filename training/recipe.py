@@ -52,6 +52,11 @@ class ByolRecipe:
 
 
 @dataclass(frozen=True)
+class ColaRecipe:
+    projection_size: int
+
+
+@dataclass(frozen=True)
 class OptimisationRecipe:
     epochs: float
     batch_size: int
@@ -62,13 +67,27 @@ class OptimisationRecipe:
     seed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
+    """The method is the one of `byol` and `cola` that there is."""
+
     encoder: EncoderRecipe
     data: DataRecipe
     augmentation: AugmentationRecipe
-    byol: ByolRecipe
+    byol: ByolRecipe | None = None
+    cola: ColaRecipe | None = None
     optimisation: OptimisationRecipe
+
+
+SECTIONS: dict[str, type] = {
+    "encoder": EncoderRecipe,
+    "data": DataRecipe,
+    "augmentation": AugmentationRecipe,
+    "byol": ByolRecipe,
+    "cola": ColaRecipe,
+    "optimisation": OptimisationRecipe,
+}
+METHODS = ("byol", "cola")
 
 
 CHOICES = {
@@ -104,12 +123,27 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
 
 def recipe_of(tables: dict[str, dict[str, Any]]) -> Recipe:
     """The Recipe of the tables of a TOML file (or of a checkpoint)."""
-    sections = get_type_hints(Recipe)
-    refuse_unknown(tables, sections, "section")
+    refuse_unknown(tables, SECTIONS, "section")
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise RecipeError(f"{name} must be a section of keys, not {table!r}.")
-    return Recipe(**{name: section_of(name, kind, tables.get(name, {})) for name, kind in sections.items()})
+    method = method_of(tables)
+    return Recipe(
+        **{
+            name: section_of(name, kind, tables.get(name, {}))
+            for name, kind in SECTIONS.items()
+            if name == method or name not in METHODS
+        }
+    )
+
+
+def method_of(tables: dict[str, dict[str, Any]]) -> str:
+    """byol or cola: the one that the tables have a section of."""
+    found = [name for name in METHODS if name in tables]
+    if len(found) != 1:
+        sections = " or ".join(f"[{name}]" for name in METHODS)
+        raise RecipeError(f"The recipe must have one method, {sections}: it has {len(found)} of them.")
+    return found[0]
 
 
 def section_of(name: str, kind: type, table: dict[str, Any]) -> Any:
@@ -165,7 +199,7 @@ def apply_override(tables: dict[str, dict[str, Any]], override: str) -> None:
 
 def as_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The recipe as plain tables, ready for JSON or TOML."""
-    return dataclasses.asdict(recipe)
+    return {name: table for name, table in dataclasses.asdict(recipe).items() if table is not None}
 
 
 def as_toml(recipe: Recipe) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import encoders
+from encoders import Encoder
 from encoders.commit import commit_of
 
 from . import checkpoint
@@ -25,11 +26,14 @@ from .augmentations import MixupMemory
 from .byol import BYOL
 from .checkpoint import CheckpointError
 from .clips import Clips, write_whole
+from .cola import COLA
 from .logmel import LogMel
 from .plan import Plan, Statistics, crops, measure_statistics
-from .recipe import Recipe, RecipeError, as_tables, as_toml
+from .recipe import Recipe, RecipeError, as_tables, as_toml, method_of
 from .run_log import say
 from .warm_start import start_from
+
+Method = BYOL | COLA
 
 COLLAPSED = 0.01  # embedding_std below which all clips have practically one embedding
 CROPS_TO_UNFOLD = 512  # from which a folded batch normalisation's statistics are taken
@@ -63,7 +67,7 @@ class Options:
 class Run:
     """Random states need no place in it: every draw is seeded by the recipe's seed and the step."""
 
-    model: BYOL
+    model: Method
     average: nn.Module
     optimiser: torch.optim.Optimizer
     memory: MixupMemory
@@ -91,7 +95,7 @@ def begin(run: Run, plan: Plan, logmel: LogMel, init: Path | None) -> str | None
         run.statistics = measure_statistics(plan, logmel)
         return None
     x = crops(plan, logmel, CROPS_TO_UNFOLD)
-    run.statistics, description = start_from(init, run.model, plan.recipe.encoder, x)
+    run.statistics, description = start_from(init, run.model, plan.recipe, x)
     run.average.load_state_dict(run.model.online.encoder.state_dict())
     if plan.world.is_first:
         say(f"The weights to begin with are those of {description}.")
@@ -105,17 +109,27 @@ def new_run(recipe: Recipe, device: torch.device) -> Run:
         encoder = encoders.build(recipe.encoder.name, n_mels=recipe.encoder.n_mels, d=recipe.encoder.d)
     except ValueError as error:
         raise RecipeError(f"[encoder] {error}") from error
-    model = BYOL(encoder, recipe.byol.hidden_size, recipe.byol.projection_size)
-    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = method(recipe, encoder).to(device)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Run(
         model=model,
         average=copy.deepcopy(model.online.encoder).requires_grad_(False),
         optimiser=torch.optim.Adam(
-            [*model.online.parameters(), *model.predictor.parameters()], lr=recipe.optimisation.learning_rate
+            [weights for weights in model.parameters() if weights.requires_grad],
+            lr=recipe.optimisation.learning_rate,
         ),
         memory=MixupMemory(recipe.augmentation.mixup_memory),
         statistics=Statistics(mean=math.nan, std=math.nan),
     )
+
+
+def method(recipe: Recipe, encoder: Encoder) -> Method:
+    """The method that the recipe has a section of, around the encoder."""
+    if recipe.cola:
+        return COLA(encoder, recipe.cola.projection_size)
+    assert recipe.byol
+    byol = recipe.byol
+    return BYOL(encoder, byol.hidden_size, byol.projection_size, byol.target_decay)
 
 
 def describe(plan: Plan, folder: Path, started_from: str | None) -> None:
@@ -148,8 +162,7 @@ def check(run: Run, line: dict[str, float]) -> None:
         raise TrainingError(
             f"The embeddings have collapsed at step {run.step}: their spread is {line['embedding_std']:.4f} "
             f"(under {COLLAPSED} for {COLLAPSED_LOGS} log lines), all clips look the same to the encoder. "
-            "Start a new run with a lower optimisation.learning_rate, a byol.target_decay nearer to 1 or a "
-            "larger batch_size."
+            f"Start a new run with a lower optimisation.learning_rate, {run.model.against_collapse}."
         )
 
 
@@ -215,6 +228,11 @@ def restore(run: Run, state: dict[str, Any], plan: Plan, options: Options) -> No
 
 def refuse_another_recipe(tables: dict[str, dict[str, Any]], recipe: Recipe) -> None:
     started, given = json.loads(json.dumps(tables)), json.loads(json.dumps(as_tables(recipe)))
+    if method_of(started) != method_of(given):
+        raise CheckpointError(
+            f"The run was started with the method [{method_of(started)}], not [{method_of(given)}]: resume "
+            "with the recipe in its folder, or start a new run."
+        )
     for section, table in given.items():
         for key, value in table.items():
             if started[section][key] != value:

@@ -1,7 +1,7 @@
 """Weights to begin with instead of random ones: a run or a model folder in, a new run's weights out.
 
-    runs/<run>/checkpoint.pt   encoder, projector, predictor and target; the optimiser starts afresh
-    models/<name>/encoder.onnx the encoder alone, in float32; projector and predictor are random
+    runs/<run>/checkpoint.pt   encoder, projector and what else its method has; the optimiser starts afresh
+    models/<name>/encoder.onnx the encoder alone, in float32; the rest of the method is random
 
 The statistics stay those that the weights were trained with: another mean and std would show the encoder
 sounds at another level. What it was started from is kept in the run's data.json and so comes into the card.
@@ -23,13 +23,14 @@ from service.model import check_files, load_card
 from . import checkpoint
 from .byol import BYOL
 from .checkpoint import CheckpointError
+from .cola import COLA
 from .plan import Statistics
-from .recipe import EncoderRecipe
+from .recipe import Recipe, as_tables, method_of
 
 GRAPH = "encoder.onnx"
 
 
-def start_from(folder: Path, model: BYOL, recipe: EncoderRecipe, x: Tensor) -> tuple[Statistics, str]:
+def start_from(folder: Path, model: BYOL | COLA, recipe: Recipe, x: Tensor) -> tuple[Statistics, str]:
     """Put the folder's weights into `model`; returns its statistics and a sentence on what it is.
 
     x: (B, 1, F, T) unnormalised log-mels of the new run's sounds, by which a folded batch normalisation is
@@ -45,9 +46,15 @@ def start_from(folder: Path, model: BYOL, recipe: EncoderRecipe, x: Tensor) -> t
 
 
 def _start_from_run(
-    state: dict[str, Any], folder: Path, model: BYOL, recipe: EncoderRecipe
+    state: dict[str, Any], folder: Path, model: BYOL | COLA, recipe: Recipe
 ) -> tuple[Statistics, str]:
-    _check_encoder(folder, state["recipe"]["encoder"]["name"], recipe.name)
+    _check_encoder(folder, state["recipe"]["encoder"]["name"], recipe.encoder.name)
+    found, wanted = method_of(state["recipe"]), method_of(as_tables(recipe))
+    if found != wanted:
+        raise CheckpointError(
+            f"{folder} is a run of [{found}], the recipe's method is [{wanted}]: export the run, and begin "
+            "with the model's folder."
+        )
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
@@ -57,21 +64,33 @@ def _start_from_run(
     return Statistics(**state["statistics"]), f"a run of {state['segments_seen']} segments"
 
 
-def _start_from_model(folder: Path, model: BYOL, recipe: EncoderRecipe, x: Tensor) -> tuple[Statistics, str]:
+def _start_from_model(folder: Path, model: BYOL | COLA, recipe: Recipe, x: Tensor) -> tuple[Statistics, str]:
+    card = load_card(folder)
+    _check_encoder(folder, card.encoder.name, recipe.encoder.name)
+    statistics = fill_from_model(folder, model.online.encoder, x)
+    if isinstance(model, BYOL):
+        model.restart_target()
+    return statistics, f"the model {card.name} {card.version}, {GRAPH} with SHA-256 {card.files[GRAPH]}"
+
+
+def fill_from_model(folder: Path, encoder: Encoder, x: Tensor) -> Statistics:
+    """The weights of a model folder's float32 graph into its encoder; returns its statistics.
+
+    x: (B, 1, F, T) unnormalised log-mels, by which the folded batch normalisation is unfolded. Raises
+    ModelFolderError.
+    """
     card = load_card(folder)
     check_files(folder, card)
-    _check_encoder(folder, card.encoder.name, recipe.name)
     statistics = Statistics(mean=card.normalization.mean, std=card.normalization.std)
     graph = onnx.load(folder / GRAPH).graph
     arrays = {each.name: torch.from_numpy(numpy_helper.to_array(each).copy()) for each in graph.initializer}
     try:
-        fill_encoder(model.online.encoder, arrays, (x - statistics.mean) / statistics.std)
+        fill_encoder(encoder, arrays, (x - statistics.mean) / statistics.std)
     except (KeyError, RuntimeError) as error:
         raise ModelFolderError(
             f"{folder.name}: {GRAPH} does not hold this encoder's weights: {error}"
         ) from error
-    model.target.load_state_dict(model.online.state_dict())
-    return statistics, f"the model {card.name} {card.version}, {GRAPH} with SHA-256 {card.files[GRAPH]}"
+    return statistics
 
 
 def _check_encoder(folder: Path, found: str, wanted: str) -> None:
@@ -90,7 +109,7 @@ def fill_encoder(encoder: Encoder, arrays: dict[str, Tensor], x: Tensor) -> None
     x: (B, 1, F, T) normalised log-mels.
     """
     for block, first in enumerate(range(0, len(encoder.features), MODULES_PER_BLOCK)):
-        convolution, normalisation, *rest = encoder.features[first : first + MODULES_PER_BLOCK]
+        convolution, normalisation, *rest = list(encoder.features)[first : first + MODULES_PER_BLOCK]
         assert isinstance(normalisation, nn.BatchNorm2d)
         _fill(convolution, arrays[f"conv{block + 1}.weight"], arrays[f"conv{block + 1}.bias"])
         y = convolution(x)

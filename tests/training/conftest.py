@@ -91,10 +91,10 @@ Command = Callable[..., list[str]]
 def command(sounds: Path, cache: Path) -> Command:
     """command(out, *more) is the command line that pre-trains the tiny recipe into `out`."""
 
-    def build(out: Path, *more: str) -> list[str]:
+    def build(out: Path, *more: str, overrides: tuple[str, ...] = TINY) -> list[str]:
         line = ["-m", "training", "pretrain", "--data", str(sounds), "--cache", str(cache), "--out", str(out)]
         line += ["--device", "cpu", "--precision", "float32", "--log-every", "1"]
-        for override in TINY:
+        for override in overrides:
             line += ["--set", override]
         return [sys.executable, *line, *more]
 

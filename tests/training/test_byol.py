@@ -71,7 +71,7 @@ def test_the_target_moves_by_a_hundredth_of_the_distance(model: BYOL) -> None:
             weights.fill_(1.0)
         for weights in model.online.parameters():
             weights.fill_(3.0)
-    model.update_target(0.99)
+    model.before_step()
     for weights in model.target.parameters():
         torch.testing.assert_close(weights, torch.full_like(weights, 0.99 * 1 + 0.01 * 3))
     assert all((weights == 3).all() for weights in model.online.parameters())
@@ -82,7 +82,8 @@ def test_the_targets_normalisation_statistics_are_its_own(model: BYOL) -> None:
         x.zero_()
     for x in model.online.buffers():
         x.fill_(5)
-    model.update_target(0.5)
+    model.target_decay = 0.5
+    model.before_step()
     assert all((x == 0).all() for x in model.target.buffers())
 
 

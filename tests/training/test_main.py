@@ -26,9 +26,9 @@ def test_the_command_reports_unreadable_files_and_progress(
     line[line.index("--cache") + 1] = str(tmp_path / "cache")
     assert main(line) == 0
     errors = capsys.readouterr().err
-    assert "5 of 28 files cannot be read and are skipped:" in errors
+    assert "5 of 38 files cannot be read and are skipped:" in errors
     assert "nan_inf_float32.wav: " in errors
-    assert "23 clips, 0.02 hours, on cpu (1 processes)" in errors
+    assert "33 clips, 0.02 hours, on cpu (1 processes)" in errors
     assert "1/12" in errors
     assert "loss " in errors
     assert "segments/s" in errors

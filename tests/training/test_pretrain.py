@@ -13,12 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from encoders.frontend import frontend_of
+from model_export.__main__ import main as export
+from service.audio import decode
+from service.model import Model
+from service.windows import embed
 from training import checkpoint
+from training.checkpoint import CheckpointError
 from training.clips import Clips
 from training.distributed import World
 from training.logmel import LogMel
@@ -55,6 +61,16 @@ def lines_of(run: Path) -> list[dict[str, float]]:
 
 def losses_of(run: Path) -> dict[int, float]:
     return {int(line["step"]): line["loss"] for line in lines_of(run)}
+
+
+def cola_of(overrides: list[str]) -> list[str]:
+    """The overrides of a tiny BYOL for a COLA as tiny."""
+    return [*(one for one in overrides if not one.startswith("byol.")), "cola.projection_size=8"]
+
+
+@pytest.fixture(scope="module")
+def cola(tiny: tuple[str, ...]) -> Recipe:
+    return load_recipe("cola", cola_of([*tiny]))
 
 
 def assert_same_result(run: Path, reference: Path) -> None:
@@ -240,7 +256,28 @@ def test_log_lines_after_the_checkpoint_and_a_line_cut_off_are_dropped(
     assert_same_result(tmp_path, finished)
 
 
-def wait_until(happened: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 60) -> None:
+def test_a_run_of_cola_in_parts_is_the_run_in_one_go(clips: Clips, cola: Recipe, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    pretrain(clips, cola, options_of(whole), ALONE)
+    pretrain(clips, cola, options_of(parts, stop_after_steps=5), ALONE)
+    pretrain(clips, cola, options_of(parts, resume=True), ALONE)
+    assert_same_result(parts, whole)
+    assert all(math.isfinite(loss) for loss in losses_of(whole).values())
+    state = checkpoint.load(whole)
+    assert "byol" not in state["recipe"]
+    start = new_run(cola, ALONE.device).model.state_dict()
+    for name in ("similarity", "online.projector.0.weight", "online.encoder.fc.0.weight"):
+        assert not torch.equal(state["model"][name], start[name]), name
+
+
+def test_a_run_is_not_continued_by_another_method(
+    clips: Clips, cola: Recipe, tmp_path: Path, finished: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=r"started with the method \[byol\], not \[cola\]"):
+        pretrain(clips, cola, options_of(finished, resume=True), ALONE)
+
+
+def wait_until(happened: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert process.poll() is None, process.stderr and process.stderr.read()
@@ -248,7 +285,9 @@ def wait_until(happened: Callable[[], bool], process: "subprocess.Popen[str]", s
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("method", ["byola-2022", "cola"])
 def test_a_killed_run_goes_on_to_the_same_result(
+    method: str,
     command: Command,
     run: Execute,
     environment: dict[str, str],
@@ -256,10 +295,14 @@ def test_a_killed_run_goes_on_to_the_same_result(
     tiny: tuple[str, ...],
     tmp_path: Path,
 ) -> None:
-    longer = ("--set", "optimisation.epochs=8")
+    overrides = [*tiny, "optimisation.epochs=8"]
+    if method == "cola":
+        overrides = cola_of(overrides)
     out, reference = tmp_path / "killed", tmp_path / "reference"
+    given = [word for one in overrides for word in ("--set", one)]
+    line = [*command(out, overrides=()), "--recipe", method, *given]
     process = subprocess.Popen(
-        command(out, *longer, "--checkpoint-every", "0.1"),
+        [*line, "--checkpoint-every", "0.1"],
         cwd=REPOSITORY,
         env=environment,
         stderr=subprocess.PIPE,
@@ -276,10 +319,10 @@ def test_a_killed_run_goes_on_to_the_same_result(
     assert process.returncode == -signal.SIGKILL
     assert 0 < checkpoint.load(out)["step"] < 48
 
-    resumed = run(command(out, *longer, "--resume"))
+    resumed = run([*line, "--resume"])
     assert resumed.returncode == 0, resumed.stderr
     assert "48/48" in resumed.stderr
-    pretrain(clips, load_recipe("byola-2022", [*tiny, "optimisation.epochs=8"]), options_of(reference), ALONE)
+    pretrain(clips, load_recipe(method, overrides), options_of(reference), ALONE)
     assert_same_result(out, reference)
 
 
@@ -345,6 +388,30 @@ def test_two_processes_train_one_network_and_the_first_logs(
     assert [line["step"] for line in lines_of(tmp_path / "run")] == [1, 2, 3, 4]
     assert lines_of(tmp_path / "run")[-1]["segments_seen"] == 4 * 7  # of 4 and 3
     assert len(checkpoint.load(tmp_path / "run")["memory"]) == 16  # both processes' sounds
+
+
+# What comes of it
+
+
+def test_an_encoder_trained_by_cola_is_exported_and_served(
+    clips: Clips, cola: Recipe, fixtures_dir: Path, tmp_path: Path
+) -> None:
+    averaged = replace(cola, optimisation=replace(cola.optimisation, average_decay=0.9))
+    pretrain(clips, averaged, options_of(tmp_path / "run", stop_after_steps=6), ALONE)
+    line = ["export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "model")]
+    assert export([*line, "--licence", "CC0-1.0"]) == 0
+    model = Model.load(tmp_path / "model", device="cpu")
+    assert model.card.training["recipe"]["cola"] == {"projection_size": 8}
+    logmel = model.logmel(decode(fixtures_dir / "dog_bark_44k1_mono.ogg", sample_rate=16_000).samples)
+    served = embed(model.run, model.card, [logmel]).vector
+
+    state = checkpoint.load(tmp_path / "run")
+    encoder = new_run(cola, ALONE.device).model.online.encoder
+    encoder.load_state_dict(state["average"])
+    x = (torch.from_numpy(logmel)[None, None] - state["statistics"]["mean"]) / state["statistics"]["std"]
+    with torch.no_grad():
+        trained = encoder.eval().pool(encoder(x))[0]
+    np.testing.assert_allclose(served, trained, rtol=1e-4, atol=1e-4)
 
 
 # The parts

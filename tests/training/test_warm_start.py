@@ -1,6 +1,7 @@
 """A run that begins with weights that are there: those of another run, or of a model folder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from training.distributed import World
 from training.logmel import LogMel
 from training.plan import Plan, crops, plan_of
 from training.pretrain import pretrain
-from training.recipe import Recipe, load_recipe
+from training.recipe import ColaRecipe, Recipe, load_recipe
 from training.run import Options, new_run
 from training.warm_start import start_from
 
@@ -39,7 +40,7 @@ def plan(clips: Clips) -> Plan:
 def test_a_served_model_becomes_the_encoder_that_it_was_made_of(plan: Plan, logmel: LogMel) -> None:
     x = crops(plan, logmel, 16)
     run = new_run(plan.recipe, CPU.device)
-    statistics, description = start_from(SHIPPED, run.model, plan.recipe.encoder, x)
+    statistics, description = start_from(SHIPPED, run.model, plan.recipe, x)
     served = Model.load(SHIPPED, device="cpu", precision="float32")
     assert statistics.mean == served.card.normalization.mean
     assert served.card.files["encoder.onnx"] in description
@@ -57,7 +58,7 @@ def test_unfolded_normalisation_changes_nothing_in_training_on_the_same_sounds(
 ) -> None:
     x = crops(plan, logmel, 16)
     run = new_run(plan.recipe, CPU.device)
-    statistics, _ = start_from(SHIPPED, run.model, plan.recipe.encoder, x)
+    statistics, _ = start_from(SHIPPED, run.model, plan.recipe, x)
     features = run.model.online.encoder.features
     normalised = (x - statistics.mean) / statistics.std
     with torch.no_grad():
@@ -83,12 +84,33 @@ def test_a_run_goes_on_from_another_runs_whole_model(
     assert said == f"a run of {before['segments_seen']} segments"
 
 
+def test_cola_begins_with_a_served_model_too(clips: Clips, logmel: LogMel) -> None:
+    recipe = load_recipe("cola", ["cola.projection_size=8", "optimisation.batch_size=4"])
+    x = crops(plan_of(clips, recipe, CPU), logmel, 4)
+    run = new_run(recipe, CPU.device)
+    statistics, _ = start_from(SHIPPED, run.model, recipe, x)
+    served = Model.load(SHIPPED, device="cpu", precision="float32")
+    (expected,) = served.run([x[0, 0].numpy()])
+    with torch.no_grad():
+        found = run.model.online.encoder.eval()((x[:1] - statistics.mean) / statistics.std)[0]
+    np.testing.assert_allclose(found.sum(0), expected.sum, rtol=1e-4, atol=1e-3)
+
+
+def test_a_run_of_another_method_is_refused(
+    finished: Path, recipe: Recipe, plan: Plan, logmel: LogMel
+) -> None:
+    cola = replace(recipe, byol=None, cola=ColaRecipe(projection_size=8))
+    run = new_run(cola, CPU.device)
+    with pytest.raises(CheckpointError, match=r"a run of \[byol\], the recipe's method is \[cola\]: export"):
+        start_from(finished, run.model, cola, crops(plan, logmel, 4))
+
+
 def test_a_folder_that_is_neither_run_nor_model_is_refused(
     plan: Plan, logmel: LogMel, tmp_path: Path
 ) -> None:
     run = new_run(plan.recipe, CPU.device)
     with pytest.raises(CheckpointError, match=r"neither a checkpoint\.pt nor a card\.json"):
-        start_from(tmp_path, run.model, plan.recipe.encoder, crops(plan, logmel, 4))
+        start_from(tmp_path, run.model, plan.recipe, crops(plan, logmel, 4))
 
 
 def test_a_model_of_another_encoder_is_refused(clips: Clips, logmel: LogMel) -> None:
@@ -96,10 +118,10 @@ def test_a_model_of_another_encoder_is_refused(clips: Clips, logmel: LogMel) -> 
     plan = plan_of(clips, recipe, CPU)
     run = new_run(recipe, CPU.device)
     with pytest.raises(CheckpointError, match="holds a byola-2022, the recipe asks for a byola-2020"):
-        start_from(SHIPPED, run.model, recipe.encoder, crops(plan, logmel, 4))
+        start_from(SHIPPED, run.model, recipe, crops(plan, logmel, 4))
 
 
 def test_a_run_of_another_size_is_refused(finished: Path, plan: Plan, logmel: LogMel) -> None:
     run = new_run(plan.recipe, CPU.device)
     with pytest.raises(CheckpointError, match="other sizes than the recipe's"):
-        start_from(finished, run.model, plan.recipe.encoder, crops(plan, logmel, 4))
+        start_from(finished, run.model, plan.recipe, crops(plan, logmel, 4))
