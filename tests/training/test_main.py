@@ -29,7 +29,7 @@ def test_the_command_reports_unreadable_files_and_progress(
     assert "5 of 38 files cannot be read and are skipped:" in errors
     assert "nan_inf_float32.wav: " in errors
     assert "33 clips, 0.02 hours, on cpu (1 processes)" in errors
-    assert "1/12" in errors
+    assert "1/16" in errors
     assert "loss " in errors
     assert "segments/s" in errors
     assert len(json.loads((tmp_path / "run" / "data.json").read_text())["unreadable"]) == 5
