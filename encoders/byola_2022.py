@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import conv_block, frames_of_features, run_blocks
+from .frontend import frontend_of
 from .pooling import mean_max
+from .windows import Windows
 
 CHANNELS = 64
 
@@ -22,6 +24,8 @@ class AudioNTT2022(nn.Module):
 
     stride = 4  # log-mel frames per output frame
     context = 1  # output frames at a cut whose receptive field reaches over it: 3 log-mel frames
+    windows = Windows("exact", stride, context, min_frames=stride)
+    pooling = "mean+max"
     frame_period_ms = 40.0
     first_frame_centre_ms = 15.0  # the middle of log-mel frames 0 to 3, 10 ms apart
 
@@ -31,6 +35,7 @@ class AudioNTT2022(nn.Module):
         if d <= conv_d:
             raise ValueError(f"d = {d} leaves nothing for the MLP: the convolutions alone give {conv_d}.")
         self.n_mels = n_mels
+        self.frontend = frontend_of(n_mels)
         self.embedding_size = d
         self.features = nn.Sequential(*conv_block(1, CHANNELS), *conv_block(CHANNELS, CHANNELS))
         self.fc = nn.Sequential(
@@ -46,6 +51,10 @@ class AudioNTT2022(nn.Module):
         x, _ = run_blocks(self.features, x, n_frames)
         conv_frames = frames_of_features(x)
         return torch.cat([conv_frames, self.fc(conv_frames)], dim=-1)
+
+    def count(self, n_frames: Tensor) -> Tensor:
+        """(B,) log-mel frames -> (B,) output frames."""
+        return n_frames // self.stride
 
     @staticmethod
     def pool(frames: Tensor) -> Tensor:

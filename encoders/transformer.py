@@ -1,0 +1,73 @@
+"""The block of a vision transformer (arXiv 2010.11929), which AST and MSM-MAE are made of.
+
+In and out: tokens (B, N, width). Names of the weights as timm and the published files have them.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+WIDTH = 768
+HEADS = 12
+EPS = 1e-6  # of every LayerNorm of the body
+
+
+class Block(nn.Module):
+    """Pre-norm attention, then pre-norm MLP of four times the width with exact GELU; both beside a skip."""
+
+    def __init__(self, width: int = WIDTH, heads: int = HEADS) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        self.mlp = MLP(width)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """`valid` (B, N) bool: tokens that may be attended to."""
+        x = x + self.attn(self.norm1(x), valid)
+        y: Tensor = x + self.mlp(self.norm2(x))
+        return y
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        B, N, width = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mask = None if valid is None else valid[:, None, None, :]
+        x = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y: Tensor = self.proj(x.transpose(1, 2).reshape(B, N, width))
+        return y
+
+
+class MLP(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc2(functional.gelu(self.fc1(x)))
+        return y
+
+
+class PatchEmbedding(nn.Module):
+    """A convolution without overlap of its own: (B, 1, F, T) -> (B, width, patches in F, patches in T)."""
+
+    def __init__(self, patch: int, stride: int, width: int = WIDTH) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(1, width, kernel_size=patch, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.proj(x)
+        return y
+
+
+def normal(*shape: int) -> nn.Parameter:
+    """Untrained tokens and positions, small and random."""
+    return nn.Parameter(0.02 * torch.randn(*shape))

@@ -1,0 +1,300 @@
+"""Published layouts: random weights under the published names in, their encoder out; wrong files refused."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+from transformers import ASTConfig, ASTForAudioClassification
+
+import encoders
+from encoders.cnn14 import CNN14
+from encoders.published import WrongWeightsError, load_published, plain_byola_key
+
+from .conftest import SMALL_CHANNELS, batch_norm_shapes, look_trained
+
+pytestmark = pytest.mark.usefixtures("narrow")
+
+WIDTH = 768
+
+
+def tensors(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {key: torch.randn(shape) if shape else torch.tensor(7) for key, shape in shapes.items()}
+
+
+def vggish_file(fc: str = "fc") -> dict[str, Tensor]:
+    """The 18 entries, of the narrow network."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    channels = [1, 4, 6, 8, 8, 10, 10]
+    for number, (a, b) in zip((0, 3, 6, 8, 11, 13), pairwise(channels), strict=True):
+        shapes |= {f"features.{number}.weight": (b, a, 3, 3), f"features.{number}.bias": (b,)}
+    for number, a, b in ((0, 240, 24), (2, 24, 20), (4, 20, 12)):
+        shapes |= {f"{fc}.{number}.weight": (b, a), f"{fc}.{number}.bias": (b,)}
+    assert len(shapes) == 18
+    return tensors(shapes)
+
+
+def cnn14_file(window: int = 512) -> dict[str, Any]:
+    """The 84 entries beside the training's notes."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "spectrogram_extractor.stft.conv_real.weight": (window // 2 + 1, 1, window),
+        "spectrogram_extractor.stft.conv_imag.weight": (window // 2 + 1, 1, window),
+        "logmel_extractor.melW": (window // 2 + 1, 64),
+        **batch_norm_shapes("bn0", 64),
+        "fc1.weight": (2048, 2048),
+        "fc1.bias": (2048,),
+        "fc_audioset.weight": (527, 2048),
+        "fc_audioset.bias": (527,),
+    }
+    channels = (1, *SMALL_CHANNELS[:5], 2048)
+    for k, (a, b) in enumerate(pairwise(channels), start=1):
+        shapes |= {f"conv_block{k}.conv1.weight": (b, a, 3, 3), f"conv_block{k}.conv2.weight": (b, b, 3, 3)}
+        shapes |= batch_norm_shapes(f"conv_block{k}.bn1", b) | batch_norm_shapes(f"conv_block{k}.bn2", b)
+    assert len(shapes) == 84
+    return {"iteration": 500_000, "model": tensors(shapes), "sampler": {}}
+
+
+def vit_block(name: str, *, qkv_bias: bool = True) -> dict[str, tuple[int, ...]]:
+    layers = {
+        "attn.proj": (768, 768),
+        "mlp.fc1": (3072, 768),
+        "mlp.fc2": (768, 3072),
+        "attn.qkv": (2304, 768),
+    }
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.{layer}.weight": shape for layer, shape in layers.items()}
+    shapes |= {f"{name}.{layer}.bias": shape[:1] for layer, shape in layers.items()}
+    shapes |= {f"{name}.{norm}.{kind}": (768,) for norm in ("norm1", "norm2") for kind in ("weight", "bias")}
+    if not qkv_bias:
+        del shapes[f"{name}.attn.qkv.bias"]
+        shapes |= {f"{name}.attn.q_bias": (768,), f"{name}.attn.v_bias": (768,)}
+    return shapes
+
+
+def ast_shapes(n_blocks: int = 12) -> dict[str, tuple[int, ...]]:
+    """The 159 entries, without their `module.`."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "v.cls_token": (1, 1, 768),
+        "v.dist_token": (1, 1, 768),
+        "v.pos_embed": (1, 1214, 768),
+        "v.patch_embed.proj.weight": (768, 1, 16, 16),
+        "v.patch_embed.proj.bias": (768,),
+        "v.norm.weight": (768,),
+        "v.norm.bias": (768,),
+        "v.head.weight": (1000, 768),
+        "v.head.bias": (1000,),
+        "v.head_dist.weight": (1000, 768),
+        "v.head_dist.bias": (1000,),
+        "mlp_head.0.weight": (768,),
+        "mlp_head.0.bias": (768,),
+        "mlp_head.1.weight": (527, 768),
+        "mlp_head.1.bias": (527,),
+    }
+    for i in range(n_blocks):
+        shapes |= vit_block(f"v.blocks.{i}")
+    return shapes
+
+
+def hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """AST's state dict under the names of the port, query, key and value apart."""
+    port = {
+        "v.cls_token": "embeddings.cls_token",
+        "v.dist_token": "embeddings.distillation_token",
+        "v.pos_embed": "embeddings.position_embeddings",
+        "v.patch_embed.proj": "embeddings.patch_embeddings.projection",
+        "v.norm": "layernorm",
+    }
+    parts = {
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "attn.proj": "attention.output.dense",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    }
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        stem, _, kind = key.rpartition(".")
+        if key.startswith("v.head"):
+            continue
+        if key.startswith("mlp_head.0."):
+            renamed[f"classifier.layernorm.{kind}"] = value
+        elif key.startswith("mlp_head.1."):
+            renamed[f"classifier.dense.{kind}"] = value
+        elif key.startswith("v.blocks."):
+            number, part = stem.removeprefix("v.blocks.").split(".", 1)
+            layer = f"audio_spectrogram_transformer.encoder.layer.{number}"
+            if part == "attn.qkv":
+                for name, third in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                    renamed[f"{layer}.attention.attention.{name}.{kind}"] = third
+            else:
+                renamed[f"{layer}.{parts[part]}.{kind}"] = value
+        else:
+            name = port[key] if key in port else f"{port[stem]}.{kind}"
+            renamed[f"audio_spectrogram_transformer.{name}"] = value
+    return renamed
+
+
+@pytest.mark.parametrize("fc", ["fc", "embeddings"])
+def test_both_ports_of_vggish_give_the_same_network(fc: str) -> None:
+    file = vggish_file(fc)
+    found = load_published("vggish", file)
+    assert not found.ignored
+    assert found.tags is None
+    state = found.encoder.state_dict()
+    assert len(state) == 18
+    for key, value in file.items():
+        assert torch.equal(state[key.replace("embeddings", "fc")], value)
+
+
+def test_the_pca_of_the_port_is_left_aside_with_its_reason() -> None:
+    file = vggish_file("embeddings") | {"pproc.pca_means": torch.zeros(128)}
+    ignored = load_published("vggish", file).ignored
+    assert list(ignored) == ["pproc.pca_means"]
+    assert "PCA" in ignored["pproc.pca_means"]
+
+
+def test_what_lies_behind_the_last_layer_is_left_aside_but_must_be_right() -> None:
+    found = load_published("vggish", vggish_file(), fuse=(10, 15))
+    assert found.parameters == {"fuse": (10, 15)}
+    assert found.ignored.keys() == {f"fc.{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")}
+    shorter = load_published("vggish-4k", vggish_file())
+    assert shorter.ignored.keys() == {f"fc.{i}.{kind}" for i in (2, 4) for kind in ("weight", "bias")}
+    with pytest.raises(WrongWeightsError, match=r"fc\.2\.bias has the shape \[3\], not \[20\]"):
+        load_published("vggish", vggish_file() | {"fc.2.bias": torch.zeros(3)}, fuse=(10, 15))
+
+
+def test_cnn14_gives_its_embedding_and_its_tags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("encoders.cnn14.CHANNELS", (*SMALL_CHANNELS[:5], 2048))
+    file = cnn14_file()
+    found = load_published("cnn14", file)
+    state = found.encoder.state_dict()
+    assert torch.equal(state["conv_block4.conv2.weight"], file["model"]["conv_block4.conv2.weight"])
+    assert set(found.ignored) == {key for key in file["model"] if "extractor" in key}
+    assert found.tags is not None
+    assert torch.equal(found.tags.state_dict()["weight"], file["model"]["fc_audioset.weight"])
+
+    fused = load_published("cnn14", file, fuse=(3, 5))
+    assert isinstance(fused.encoder, CNN14)
+    assert fused.tags is None
+    assert "fc_audioset.weight" not in fused.encoder.state_dict()
+    assert {"fc1.weight", "conv_block6.conv1.weight", "tags.weight"} <= fused.ignored.keys()
+
+    # A file of torch before 0.4.1 counts no batches.
+    uncounted = {key: value for key, value in file["model"].items() if "num_batches" not in key}
+    load_published("cnn14", {"model": uncounted}, fuse=(1,))
+
+
+def test_cnn14_for_another_rate_is_told_apart_by_its_front_end() -> None:
+    with pytest.raises(WrongWeightsError, match=r"CNN14 of PANNs for 32 kHz .* for 16 kHz was expected"):
+        load_published("cnn14", cnn14_file(window=1024))
+
+
+def test_both_files_of_ast_give_the_same_network_and_tags() -> None:
+    state = tensors(ast_shapes())
+    assert len(state) == 159
+    original = load_published("ast", {f"module.{key}": value for key, value in state.items()}, fuse=(1, 2))
+    assert {"v.head.weight", "v.head_dist.bias", "blocks.2.norm1.weight"} <= original.ignored.keys()
+    port = load_published("ast", hugging_face(state), fuse=(1, 2))
+    theirs, ours = port.encoder.state_dict(), original.encoder.state_dict()
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[key], ours[key]) for key in ours)
+    assert torch.equal(ours["blocks.1.attn.qkv.weight"], state["v.blocks.1.attn.qkv.weight"])
+
+
+def test_the_ports_names_are_those_that_transformers_writes(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 24, "max_length": 100}
+    ASTForAudioClassification(ASTConfig(**sizes)).save_pretrained(tmp_path)
+    written = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        original = {key: torch.empty(shape) for key, shape in ast_shapes().items()}
+    assert hugging_face(original).keys() == written.keys()
+
+
+def test_asts_tags_read_the_plain_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoders.AST, "layers", (1, 2))
+    state = tensors(ast_shapes(n_blocks=2))
+    tags = load_published("ast", state).tags
+    assert tags is not None
+    vector = torch.randn(768)
+    normal = (vector - vector.mean()) / (vector.var(unbiased=False) + 1e-5).sqrt()
+    normal = normal * state["mlp_head.0.weight"] + state["mlp_head.0.bias"]
+    expected = state["mlp_head.1.weight"] @ normal + state["mlp_head.1.bias"]
+    torch.testing.assert_close(tags(vector), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("columns", "unit_frames"), [(13, 208), (32, 512)])
+def test_msm_mae_is_read_without_its_decoder(columns: int, unit_frames: int) -> None:
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, 768),
+        "mask_token": (1, 1, 384),
+        "pos_embed": (1, 1 + 5 * columns, 768),
+        "patch_embed.proj.weight": (768, 1, 16, 16),
+        "patch_embed.proj.bias": (768,),
+        "norm.weight": (768,),
+        "norm.bias": (768,),
+        "decoder_embed.weight": (384, 768),
+        "decoder_blocks.0.norm1.weight": (384,),
+        "decoder_pred.bias": (256,),
+    }
+    for i in range(2):
+        shapes |= vit_block(f"blocks.{i}", qkv_bias=False)
+    file = tensors(shapes)
+    found = load_published("msm-mae", {"model": file, "epoch": 99})
+    assert found.parameters == {"unit_frames": unit_frames}
+    assert set(found.ignored) == {key for key in file if key.startswith(("decoder", "mask"))}
+    bias = found.encoder.state_dict()["blocks.1.attn.qkv.bias"]
+    q, k, v = bias.chunk(3)
+    assert torch.equal(q, file["blocks.1.attn.q_bias"])
+    assert not k.any()
+    assert torch.equal(v, file["blocks.1.attn.v_bias"])
+
+
+def test_a_file_of_another_network_is_called_by_its_name() -> None:
+    with pytest.raises(
+        WrongWeightsError, match=r"looks like VGGish as tcvrick.* For cnn14, CNN14 of PANNs was"
+    ):
+        load_published("cnn14", vggish_file())
+    with pytest.raises(WrongWeightsError, match="looks like the PCA of VGGish"):
+        load_published("vggish", {"pca_eigen_vectors": torch.eye(2), "pca_means": torch.zeros(2)})
+    with pytest.raises(WrongWeightsError, match=r"looks like BYOL-A v2"):
+        load_published("vggish", encoders.build("byola-2022").state_dict())
+    with pytest.raises(
+        WrongWeightsError, match=r"nothing that viola knows: its keys are a, b\. For ast, AST as"
+    ):
+        load_published("ast", {"a": torch.zeros(1), "b": torch.zeros(1)})
+    with pytest.raises(WrongWeightsError, match="holds a list, not a dict"):
+        load_published("ast", [1, 2])
+
+
+def test_every_key_is_accounted_for() -> None:
+    lacking = vggish_file()
+    del lacking["features.8.bias"]
+    with pytest.raises(WrongWeightsError, match=r"looks like VGGish.*lacks features\.8\.bias"):
+        load_published("vggish", lacking)
+    with pytest.raises(WrongWeightsError, match=r"it has extra, which the network has not"):
+        load_published("vggish", vggish_file() | {"extra": torch.zeros(1)})
+    with pytest.raises(WrongWeightsError, match=r"fc\.4\.bias holds NaN"):
+        load_published("vggish", vggish_file() | {"fc.4.bias": torch.full((12,), torch.nan)})
+    with pytest.raises(WrongWeightsError, match=r"fc\.4\.bias is a int, not a tensor"):
+        load_published("vggish", vggish_file() | {"fc.4.bias": 3})  # type: ignore[dict-item]
+
+
+def test_the_layered_variant_of_byola_has_other_names_for_the_same_weights() -> None:
+    encoder = encoders.build("byola-2020", d=2048)
+    look_trained(encoder)
+    layered = [
+        f"{name}.{i}.{kind}"
+        for name in ("conv1", "conv2", "conv3")
+        for i in (0, 1)
+        for kind in ("weight", "bias")
+    ]
+    layered += [
+        f"conv{k}.1.{kind}"
+        for k in (1, 2, 3)
+        for kind in ("running_mean", "running_var", "num_batches_tracked")
+    ]
+    layered += ["fc1.0.weight", "fc1.0.bias", "fc2.1.weight", "fc2.1.bias"]
+    assert {plain_byola_key(key) for key in layered} == encoder.state_dict().keys()
