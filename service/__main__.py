@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
 
 def serve() -> int:
     """Serve until a signal comes."""
-    from service.processes import metrics_folder
+    from service.processes import NoTemporaryFolder, metrics_folder
 
     settings = _settings()
     if settings is None:
@@ -48,8 +48,12 @@ def serve() -> int:
     # When uvicorn has shut down it raises the signal again, for the handler that was there before: this one,
     # so that a server that was told to stop ends with exit code 0.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
-    with metrics_folder(settings.workers):
-        return _run(settings)
+    try:
+        with metrics_folder(settings.workers):
+            return _run(settings)
+    except NoTemporaryFolder as error:
+        print(error, file=sys.stderr)
+        return CANNOT_SERVE
 
 
 def _settings() -> "Settings | None":

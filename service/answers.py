@@ -14,10 +14,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from service.embedder import Sound
 from service.model import Head, Model
 from service.parameters import ClassifyParameters, EmbedParameters
+from service.upload import INTAKE, Intake, no_room
 
 Array = NDArray[np.float32]
 Encoding = Literal["float", "base64"]
@@ -26,6 +28,33 @@ Dtype = Literal["float32", "float16"]
 NPY = "application/x-npy"
 REFUSED = re.compile(r"q=0(\.0*)?")  # RFC 9110 (12.4.2): not acceptable
 SCORE_DIGITS = 6  # the seventh is rounding error of float32
+LARGE_BYTES = 1_000_000  # an answer over this counts as held until the client has read it
+PIECE_BYTES = 250_000  # of a large answer, sent once the client has read the one before
+
+
+class Answer(Response):
+    """A response that, where it is large, is sent at the pace of its reader, and until then takes room in the
+    intake that its request came through. Calling it raises Overloaded, before anything is sent, where there
+    is no room left."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        intake: Intake | None = scope.get(INTAKE)
+        n = len(self.body)
+        if intake is None or n <= LARGE_BYTES:
+            await super().__call__(scope, receive, send)
+            return
+        if intake.held_bytes + n > intake.max_held_bytes:
+            raise no_room("answers of this length")
+        intake.held_bytes += n
+        try:
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            )
+            for start in range(0, n, PIECE_BYTES):
+                end = start + PIECE_BYTES
+                await send({"type": "http.response.body", "body": self.body[start:end], "more_body": end < n})
+        finally:
+            intake.held_bytes -= n
 
 
 def embed_content(model: str, sound: Sound, parameters: EmbedParameters) -> dict[str, Any]:
@@ -87,14 +116,14 @@ def numbers(array: Array, *, encoding: Encoding, dtype: Dtype) -> Any:
 def json_answer(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """`content` may hold contiguous arrays. Non-finite numbers become null."""
     body = orjson.dumps(content, default=_array)
-    return Response(body, status, headers, "application/json")
+    return Answer(body, status, headers, "application/json")
 
 
 def npy_answer(array: Array, *, dtype: Dtype) -> Response:
     """The array in NumPy's own format: `numpy.load(io.BytesIO(answer.content))`."""
     file = io.BytesIO()
     np.save(file, array.astype(np.dtype(dtype).newbyteorder("<"), copy=False), allow_pickle=False)
-    return Response(file.getvalue(), media_type=NPY)
+    return Answer(file.getvalue(), media_type=NPY)
 
 
 def wants_npy(accept: str) -> bool:

@@ -73,6 +73,16 @@ class Server:
     siblings: Siblings
     tracer: Tracer | None = None
     is_draining: bool = False
+    mending: asyncio.Task[None] | None = None
+
+    def loaded_model(self, request: Request, name: str | None) -> Model | None:
+        """As `model`, at once: None where it is known and must be loaded first, which takes seconds."""
+        name = name or self.models.default
+        model = self.models.loaded.get(name)
+        if model is None:
+            self.models.check_known(name)
+        request.scope[MODEL_OF_REQUEST] = name
+        return model
 
     async def model(self, request: Request, name: str | None) -> Model:
         """The model that a request asks for; from here on its metrics carry its name. Raises UnknownModel."""
@@ -100,12 +110,18 @@ class Server:
         stuck_s = self.embedder.batcher.stuck_s
         return f"the worker has been in one batch for {stuck_s:.0f} s" if stuck_s > STUCK_S else None
 
-    async def mend(self) -> None:
-        """Where the default model has failed, give it the test signal to embed: its session is opened again
-        even if no request comes, since nobody sends any to a server that is not ready."""
+    def mend(self) -> None:
+        """Where the default model has failed, begin to mend it, one attempt at a time. Nobody waits for that:
+        the queue may be long, or the worker stuck."""
         model = self.models.loaded.get(self.models.default)
         if model is None or model.failure is None:
             return
+        if self.mending is None or self.mending.done():
+            self.mending = asyncio.create_task(self._mend(model))
+
+    async def _mend(self, model: Model) -> None:
+        """Give it the test signal to embed: its session is opened again even if no request comes, since
+        nobody sends any to a server that is not ready."""
         logmel = model.probe_logmel()
         job = Job(model, Piece(Window(0, logmel.shape[1]), logmel), frames=False)
         try:
@@ -198,16 +214,14 @@ async def embed(request: Request) -> Response:
     as_npy = wants_npy(",".join(request.headers.getlist("accept")))
     if as_npy and parameters.frames and parameters.window_s:
         raise BadRequest("an array holds frames or windows, not both; leave one out, or ask for JSON")
-    model = await _server(request).model(request, parameters.model)
-    sound, timings = await _sound_of_request(request, model, parameters, frames=parameters.frames)
 
-    def build() -> Response:
+    def build(model: Model, sound: Sound) -> Response:
         if as_npy:
             return npy_answer(asked_array(sound, parameters), dtype=parameters.dtype)
-        return json_answer(embed_content(request.scope[MODEL_OF_REQUEST], sound, parameters))
+        return json_answer(embed_content(model.card.name, sound, parameters))
 
-    is_large = parameters.frames or parameters.window_s is not None
-    return await _answer(request, build, timings, is_large=is_large)
+    ask = Ask(parameters.frames, parameters.window_s, parameters.hop_s)
+    return await _answer_one(request, parameters.model, ask, build)
 
 
 @routes.post(
@@ -220,14 +234,14 @@ async def embed(request: Request) -> Response:
 async def classify(request: Request) -> Response:
     """The tags of a head with their scores, best first; with window_s also a timeline."""
     parameters = await read_request(ClassifyParameters, request, _server(request).intake)
-    model = await _server(request).model(request, parameters.model)
-    head = _head(model, parameters.head)
-    sound, timings = await _sound_of_request(request, model, parameters)
 
-    def build() -> Response:
-        return json_answer(classify_content(model, head, sound, parameters))
+    def build(model: Model, sound: Sound) -> Response:
+        return json_answer(classify_content(model, _head(model, parameters.head), sound, parameters))
 
-    return await _answer(request, build, timings, is_large=parameters.window_s is not None)
+    ask = Ask(False, parameters.window_s, parameters.hop_s)
+    return await _answer_one(
+        request, parameters.model, ask, build, check=partial(_head, name=parameters.head)
+    )
 
 
 @routes.post(
@@ -243,10 +257,12 @@ async def classify(request: Request) -> Response:
 async def embed_batch(request: Request) -> Response:
     """Results in the order of the files; a file that fails carries its error, the others succeed."""
     parameters = await read_request(EmbedParameters, request, _server(request).intake, many=True)
-    model = await _server(request).model(request, parameters.model)
-    answer_one = partial(embed_content, model.card.name, parameters=parameters)
+
+    def content(model: Model, sound: Sound) -> dict[str, Any]:
+        return embed_content(model.card.name, sound, parameters)
+
     ask = Ask(parameters.frames, parameters.window_s, parameters.hop_s)
-    return await _batch_answer(request, model, ask, answer_one)
+    return await _answer_batch(request, parameters.model, ask, content)
 
 
 @routes.post(
@@ -262,10 +278,13 @@ async def embed_batch(request: Request) -> Response:
 async def classify_batch(request: Request) -> Response:
     """Results in the order of the files; a file that fails carries its error, the others succeed."""
     parameters = await read_request(ClassifyParameters, request, _server(request).intake, many=True)
-    model = await _server(request).model(request, parameters.model)
-    head = _head(model, parameters.head)
-    answer_one = partial(classify_content, model, head, parameters=parameters)
-    return await _batch_answer(request, model, Ask(False, parameters.window_s, parameters.hop_s), answer_one)
+
+    def content(model: Model, sound: Sound) -> dict[str, Any]:
+        return classify_content(model, _head(model, parameters.head), sound, parameters)
+
+    ask = Ask(False, parameters.window_s, parameters.hop_s)
+    check = partial(_head, name=parameters.head)
+    return await _answer_batch(request, parameters.model, ask, content, check=check)
 
 
 @routes.get(
@@ -327,17 +346,18 @@ async def openai_embeddings(request: Request) -> Response:
     with contextlib.ExitStack() as closing:
         for upload in uploads:
             closing.callback(upload.close)
-        model = await server.model(request, parameters.model)
-        openai_api.check_dimensions(parameters, model.card)
         async with Attended(request.receive, allowed_s):
+            model = await server.model(request, parameters.model)
+            openai_api.check_dimensions(parameters, model.card)
             found = await server.embedder.embed_all(model, uploads, Ask(), timings)
-    sounds = openai_api.all_or_error(found)
-    request.scope[EXCHANGE].audio_s = sum(sound.duration_s for sound in sounds)
+            sounds = openai_api.all_or_error(found)
+            request.scope[EXCHANGE].audio_s = sum(sound.duration_s for sound in sounds)
 
-    def build() -> Response:
-        return json_answer(openai_api.embeddings_content(model.card, sounds, parameters.encoding_format))
+            def build() -> Response:
+                content = openai_api.embeddings_content(model.card, sounds, parameters.encoding_format)
+                return json_answer(content)
 
-    return await _answer(request, build, timings, is_large=len(sounds) > 1)
+            return await _answer(request, build, timings, is_large=len(sounds) > 1)
 
 
 @routes.get(
@@ -373,7 +393,7 @@ async def live() -> Response:
 @routes.get("/health/ready", summary="Should requests be sent here?", responses=schema.NOT_READY)
 async def ready(request: Request) -> Response:
     """200 once the default model is loaded and while the worker works; 503 before, and from SIGTERM on."""
-    await _server(request).mend()
+    _server(request).mend()
     reason = _server(request).not_ready()
     if reason:
         return json_answer({"error": "not_ready", "detail": reason}, status=503)
@@ -397,11 +417,12 @@ async def logmel(request: Request) -> Response:
     """What the model sees of a sound, for eyes: the frames of a long clip are averaged into columns."""
     server = _server(request)
     parameters = await read_request(LogmelParameters, request, server.intake)
-    model = await server.model(request, parameters.model)
+    model = server.loaded_model(request, parameters.model)
     allowed_s = deadline_s(request, server.settings.deadline_s)
     upload = await read_clip(request, server.intake)
     with contextlib.closing(upload):
         async with Attended(request.receive, allowed_s):
+            model = model or await server.model(request, parameters.model)
             picture, duration_s = await server.embedder.draw(model, upload, columns=parameters.columns)
     request.scope[EXCHANGE].audio_s = duration_s
     return json_answer({"model": model.card.name, "duration_s": duration_s, **picture.content()})
@@ -417,49 +438,71 @@ def _server(request: Request) -> Server:
     return server
 
 
-async def _sound_of_request(
+async def _answer_one(
     request: Request,
-    model: Model,
-    parameters: EmbedParameters | ClassifyParameters,
+    name: str | None,
+    ask: Ask,
+    build: Callable[[Model, Sound], Response],
     *,
-    frames: bool = False,
-) -> tuple[Sound, Timings]:
-    """Read the one clip of a request and embed it."""
-    server, timings = _server(request), _timings(request)
+    check: Callable[[Model], object] = lambda model: None,
+) -> Response:
+    """Read, embed and answer the one clip of a request. name: of the model; check: what the model must have,
+    asked as soon as it is there."""
+    server = _server(request)
+    model = server.loaded_model(request, name)
+    if model:
+        check(model)
+    timings = _timings(request)
     allowed_s = deadline_s(request, server.settings.deadline_s)
     upload = await _timed_read(read_clip(request, server.intake), timings)
-    ask = Ask(frames, parameters.window_s, parameters.hop_s)
-    with contextlib.closing(upload):
-        async with Attended(request.receive, allowed_s):
+    async with Attended(request.receive, allowed_s):
+        with contextlib.closing(upload):
+            if model is None:
+                model = await server.model(request, name)
+                check(model)
             sound = await server.embedder.embed(model, upload, ask, timings)
-    request.scope[EXCHANGE].audio_s = sound.duration_s
-    return sound, timings
+        request.scope[EXCHANGE].audio_s = sound.duration_s
+        is_large = ask.frames or ask.window_s is not None
+        return await _answer(request, partial(build, model, sound), timings, is_large=is_large)
 
 
-async def _batch_answer(
-    request: Request, model: Model, ask: Ask, answer_one: Callable[..., dict[str, Any]]
+async def _answer_batch(
+    request: Request,
+    name: str | None,
+    ask: Ask,
+    content: Callable[[Model, Sound], dict[str, Any]],
+    *,
+    check: Callable[[Model], object] = lambda model: None,
 ) -> Response:
-    """Read, embed and answer all clips of a batch; a file's error takes the place of its answer."""
-    server, timings = _server(request), _timings(request)
+    """As `_answer_one`, with all clips of a batch; a file's error takes the place of its content."""
+    server = _server(request)
+    model = server.loaded_model(request, name)
+    if model:
+        check(model)
+    timings = _timings(request)
     allowed_s = deadline_s(request, server.settings.deadline_s)
     uploads = await _timed_read(read_clips(request, server.intake), timings)
-    with contextlib.ExitStack() as closing:
-        for upload in uploads:
-            closing.callback(upload.close)
-        async with Attended(request.receive, allowed_s):
+    async with Attended(request.receive, allowed_s):
+        with contextlib.ExitStack() as closing:
+            for upload in uploads:
+                closing.callback(upload.close)
+            if model is None:
+                model = await server.model(request, name)
+                check(model)
             sounds = await server.embedder.embed_all(model, uploads, ask, timings)
-    request.scope[EXCHANGE].audio_s = sum(each.duration_s for each in sounds if isinstance(each, Sound))
+        request.scope[EXCHANGE].audio_s = sum(each.duration_s for each in sounds if isinstance(each, Sound))
+        content_of = partial(content, model)
 
-    def result(upload: Upload, sound: Sound | ViolaError) -> dict[str, Any]:
-        if isinstance(sound, ViolaError):
-            server.metrics.errors.labels(sound.code).inc()
-            return {"file": upload.name, "error": sound.code, "detail": str(sound)}
-        return {"file": upload.name} | answer_one(sound=sound)
+        def result(upload: Upload, sound: Sound | ViolaError) -> dict[str, Any]:
+            if isinstance(sound, ViolaError):
+                server.metrics.errors.labels(sound.code).inc()
+                return {"file": upload.name, "error": sound.code, "detail": str(sound)}
+            return {"file": upload.name} | content_of(sound)
 
-    def build() -> Response:
-        return json_answer({"results": list(map(result, uploads, sounds))})
+        def build() -> Response:
+            return json_answer({"results": list(map(result, uploads, sounds))})
 
-    return await _answer(request, build, timings, is_large=True)
+        return await _answer(request, build, timings, is_large=True)
 
 
 async def _answer(

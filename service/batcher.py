@@ -12,11 +12,12 @@ told to hold a batch for those who have arrived and are not in the line yet (`ho
 (`max_wait_s`).
 
 The worker cannot fail silently: a batch that raises is split until the culprit is alone, an error of this
-file's own ends the requests in the line and not the task, and `stuck_s` tells how long the worker has been in
-one batch.
+file's own ends the requests that were handed in and not the task, and `stuck_s` tells how long the worker has
+been in one batch.
 """
 
 import asyncio
+import copy
 import logging
 import math
 import time
@@ -26,7 +27,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from service.crew import Crew
-from service.errors import Overloaded
+from service.errors import Overloaded, ViolaError
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Batcher(Generic[Item, Result]):
     """Batches of items of one group, taken in turns from those who wait.
 
     run_batch: items of one group → as many results, in the worker thread. When it raises, the batch is
-        halved until the bad item is alone.
+        halved until the bad item is alone; a ViolaError is no item's fault, and the answer to all of them.
     cost_of: what an item takes of the budgets, 1 or more.
     group_of: only items of the same group share a batch.
     max_batch_cost, max_batch_items: budget of a batch; an item that is larger goes alone.
@@ -86,6 +87,7 @@ class Batcher(Generic[Item, Result]):
         self.admitted_cost = 0
         self._admitted = 0
         self._line: deque[Place[Item, Result]] = deque()  # those with waiting items, longest unserved first
+        self._unanswered: dict[_Share[Item, Result], Place[Item, Result]] = {}  # in the line or in a batch
         self._cost_per_s: float | None = None
         self._closing = False
         self._somebody_left = False
@@ -149,6 +151,7 @@ class Batcher(Generic[Item, Result]):
 
     def enter(self, place: "Place[Item, Result]", share: "_Share[Item, Result]") -> None:
         """Put a share's items behind those of the same place, and the place into the line."""
+        self._unanswered[share] = place
         if not place.waiting:
             self._line.append(place)
         for index, item in enumerate(share.items):
@@ -161,6 +164,10 @@ class Batcher(Generic[Item, Result]):
         """End the hold of a batch that has nothing more to wait for."""
         if self._is_holding and (self._fills_a_batch() or not (self._max_wait_s or self._is_more_coming())):
             self._hold_is_over.set()
+
+    def forget(self, share: "_Share[Item, Result]") -> None:
+        """Nobody waits for its answer any more."""
+        del self._unanswered[share]
 
     def somebody_left(self) -> None:
         """Some of what waits is not wanted any more: it is dropped before the next batch."""
@@ -182,14 +189,14 @@ class Batcher(Generic[Item, Result]):
             await self._work_waits.wait()
             try:
                 await self._wait_for_more()
-                batch = self._take()
-                if batch:
-                    await self._run(batch)
+                await self._run(self._take())  # held by no name: while nobody comes, no item stays here
             except Exception as error:
                 log.exception("the batcher failed; whoever waits is told, and it goes on")
-                self._end_the_line(error)
+                self._end_all(error)
 
     async def _run(self, batch: "list[_Waiting[Item, Result]]") -> None:
+        if not batch:
+            return
         items = [each.item for each in batch]
         self._batch_started = started = time.perf_counter()
         try:
@@ -214,13 +221,11 @@ class Batcher(Generic[Item, Result]):
         finally:
             self._is_holding = False
 
-    def _end_the_line(self, error: Exception) -> None:
-        """Everybody who waits gets the error."""
+    def _end_all(self, error: Exception) -> None:
+        """Everybody who waits gets the error, also those who are in no line just now."""
         now = time.perf_counter()
-        for place in self._line:
-            for group in place.waiting.values():
-                for each in group:
-                    each.share.settle(each.index, error, started=now, ended=now)
+        for share, place in self._unanswered.items():
+            share.settle(0, error, started=now, ended=now)
             place.waiting.clear()
         self._line.clear()
         self._work_waits.clear()
@@ -301,6 +306,8 @@ class Batcher(Generic[Item, Result]):
             if len(results) != len(items):
                 raise RuntimeError(f"run_batch gave {len(results)} results for {len(items)} items")
             return list(results)
+        except ViolaError as error:
+            return [copy.copy(error) for _ in items]  # each its own: whoever answers may add to its sentence
         except BaseException as error:
             if len(items) > 1:
                 log.warning("a batch of %d failed, its halves are tried", len(items), exc_info=True)
@@ -337,13 +344,16 @@ class Place(Generic[Item, Result]):
         self._batcher.enter(self, share)
         try:
             results = await share.answer
+            waited_s = share.started - share.entered
+            self.waited_s += waited_s
+            self.ran_s += share.ended - share.started
         except asyncio.CancelledError:
             self._batcher.somebody_left()
             raise
-        waited_s = share.started - share.entered
+        finally:
+            self._batcher.forget(share)
+            del share  # it leads to the error, whose traceback leads here: its items would stay in a cycle
         self._batcher.on_wait(waited_s)
-        self.waited_s += waited_s
-        self.ran_s += share.ended - share.started
         return results
 
     def first_of(self, group: Hashable) -> "_Waiting[Item, Result] | None":

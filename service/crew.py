@@ -61,13 +61,13 @@ class Crew:
             # The thread sets has_begun and then looks at is_unwanted; here it is the other way round, so
             # that one of the two always sees the other.
             job.is_unwanted = True
-            if not job.has_begun:
-                self._on_drop(1)
-            elif not job.has_ended:
-                job.answer = self._loop.create_future()
-                with contextlib.suppress(Exception):
-                    await job.answer
+            while job.has_begun and not job.has_ended:
+                job.end = self._loop.create_future()
+                with contextlib.suppress(asyncio.CancelledError):  # once more, and it still reads
+                    await job.end
             raise
+        finally:
+            del job  # it leads to the error, whose traceback leads here: the clip would stay in a cycle
 
     def _start_thread(self) -> None:
         name = f"{self._name}-{len(self._threads)}"
@@ -78,15 +78,19 @@ class Crew:
     def _work(self) -> None:
         """What a thread does. No exception of a function ends it; whatever else may is logged, and another
         thread takes its place."""
+        job: _Job[Any] | None = None
         try:
             while (job := self._jobs.get()) is not None:
                 job.do()
                 self._hand_back(job)
-                del job  # while the thread waits it shall hold no clip
+                job = None  # while the thread waits it shall hold no clip
         except BaseException:
             log.critical(
                 "the thread %s ended, another one begins", threading.current_thread().name, exc_info=True
             )
+            if job is not None:
+                job.error = RuntimeError("the thread ended")
+                self._hand_back(job)
             self._threads.remove(threading.current_thread())
             self._start_thread()
 
@@ -100,36 +104,47 @@ class Crew:
     def _deliver(self) -> None:
         self._is_woken = False  # first, so that whatever ends from here on wakes the loop again
         while self._ended:
-            self._ended.popleft().settle()
+            job = self._ended.popleft()
+            job.settle()
+            if job.was_dropped:
+                self._on_drop(1)
 
 
 class _Job(Generic[T]):
     """A function on its way through a thread, with its outcome."""
 
-    __slots__ = ("answer", "error", "function", "has_begun", "has_ended", "is_unwanted", "result")
+    __slots__ = (
+        "answer", "end", "error", "function", "has_begun", "has_ended", "is_unwanted", "result", "was_dropped"
+    )  # fmt: skip
 
     def __init__(self, function: Callable[[], T], answer: "asyncio.Future[T]") -> None:
         self.function = function
         self.answer = answer
-        self.has_begun = self.is_unwanted = self.has_ended = False
+        self.end: asyncio.Future[None] | None = None  # of a caller that was cancelled
+        self.has_begun = self.is_unwanted = self.has_ended = self.was_dropped = False
         self.error: Exception | None = None
 
     def do(self) -> None:
         """In a thread."""
         self.has_begun = True
         if self.is_unwanted:
-            self.error = RuntimeError("it was dropped before it began")
+            self.was_dropped = True
             return
         try:
             self.result = self.function()
-        except Exception as error:
-            self.error = error
-        except BaseException as error:  # SystemExit and its kind must end neither the thread nor the loop
-            self.error = RuntimeError(f"a function raised {error!r}")
+        except BaseException as error:
+            # SystemExit and its kind must end neither the thread nor the loop.
+            self.error = (
+                error if isinstance(error, Exception) else RuntimeError(f"a function raised {error!r}")
+            )
+        finally:
+            del self  # the traceback of an error leads here: the clip would stay in a cycle
 
     def settle(self) -> None:
         """In the event loop."""
         self.has_ended = True
+        if self.end is not None and not self.end.done():
+            self.end.set_result(None)
         if self.answer.done():
             return
         if self.error is None:

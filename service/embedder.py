@@ -19,7 +19,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +114,7 @@ class Embedder:
         self._threads = Crew(plan.decode, name="viola-decode", on_drop=metrics.dropped.inc)
         self._turns_of_long_work = asyncio.Semaphore(max(1, plan.decode - 1))
         self._opening = 0
+        self._drawing = 0  # clips too, but none that will come to the batcher
         self._usual_cost = 1.0  # of a clip: the mean of about the last ten
         self._max_opening = MAX_WAITING_PER_THREAD * plan.decode
         self.batcher: Batcher[Job, Output] = Batcher(
@@ -142,9 +143,12 @@ class Embedder:
     async def embed(self, model: Model, upload: Upload, ask: Ask, timings: Timings) -> Sound:
         """One clip. Raises Overloaded, or the errors of audio.decode."""
         clip = _Clip(model, upload, ask, self._max_audio_s, _Budget(ask))
-        share = await self._open(clip)
-        with self.batcher.admit(clip.cost(share)) as place:
-            await self._finish(clip, share, place)
+        try:
+            share = await self._open(clip)
+            with self.batcher.admit(clip.cost(share)) as place:
+                await self._finish(clip, share, place)
+        finally:
+            clip.stop_reading()
         self._note(place, [clip], timings)
         return await self._result(clip)
 
@@ -155,14 +159,20 @@ class Embedder:
         BadRequest where their answers together would hold too much."""
         budget = _Budget(ask)
         clips = [_Clip(model, upload, ask, self._max_audio_s, budget) for upload in uploads]
-        shares = await _all(self._open(clip) for clip in clips)
-        budget.check()
-        for share in shares:
-            if isinstance(share, Overloaded):
-                raise share
-        good = [(clip, share) for clip, share in zip(clips, shares, strict=True) if isinstance(share, list)]
-        with self.batcher.admit(sum(clip.cost(share) for clip, share in good)) as place:
-            ends = await _all(self._finish(clip, share, place) for clip, share in good)
+        try:
+            shares = await _all(_caught(self._open, clip) for clip in clips)
+            budget.check()
+            for share in shares:
+                if isinstance(share, Overloaded):
+                    raise share
+            good = [
+                (clip, share) for clip, share in zip(clips, shares, strict=True) if isinstance(share, list)
+            ]
+            with self.batcher.admit(sum(clip.cost(share) for clip, share in good)) as place:
+                ends = await _all(_caught(self._finish, clip, share, place) for clip, share in good)
+        finally:
+            for clip in clips:
+                clip.stop_reading()
         budget.check()
         self._note(place, [clip for clip, _ in good], timings)
         errors = {clip: end for (clip, _), end in zip(good, ends, strict=True) if isinstance(end, ViolaError)}
@@ -177,7 +187,6 @@ class Embedder:
         stream = AudioStream(upload.source, sample_rate=model.card.sample_rate, max_audio_s=self._max_audio_s)
         blocks = iter(model.logmel_blocks(stream))
         drawing = Drawing(model.card.frontend.n_mels, columns=columns)
-        self._check_opening()
 
         def add_one() -> bool:
             block = next(blocks, None)
@@ -185,9 +194,15 @@ class Embedder:
                 drawing.add(block)
             return block is not None
 
-        while await self.in_thread(add_one, takes_long=True):
-            pass
-        return await self.in_thread(drawing.picture), stream.duration_s
+        self._check_opening()
+        self._drawing += 1
+        try:
+            while await self.in_thread(add_one, takes_long=True):
+                pass
+            return await self.in_thread(drawing.picture), stream.duration_s
+        finally:
+            self._drawing -= 1
+            blocks = iter(())  # as `_Clip.stop_reading`
 
     async def in_thread(self, function: Callable[[], T], *, takes_long: bool = False) -> T:
         """The function's result, from a decode thread. A caller that is cancelled stays until a function that
@@ -200,7 +215,7 @@ class Embedder:
     def _check_opening(self) -> None:
         """Raises Overloaded when too many clips wait to be decoded, or for the model."""
         self.batcher.check_room(round((self._opening + 1) * self._usual_cost))
-        if self._opening >= self._max_opening:
+        if self._opening + self._drawing >= self._max_opening:
             raise Overloaded(
                 "too many clips wait to be decoded, try again later",
                 retry_after_s=self.batcher.retry_after_s(),
@@ -237,6 +252,7 @@ class Embedder:
                 if following:
                     following.cancel()
                     await asyncio.gather(following, return_exceptions=True)
+                    following = None  # it leads to its error, whose traceback leads here
 
     async def _next_share(self, clip: "_Clip") -> list[Job]:
         return await self.in_thread(clip.next_share, takes_long=True)
@@ -264,11 +280,11 @@ class Embedder:
         timings.queue += place.waited_s
         timings.inference += place.ran_s
         for clip in clips:
-            self._metrics.decode_duration.observe(clip.decode_s)
-            self._metrics.logmel_duration.observe(clip.logmel_s)
+            self._metrics.decode_duration.observe(clip.timings.decode)
+            self._metrics.logmel_duration.observe(clip.timings.logmel)
             self._metrics.audio_seconds.inc(clip.duration_s)
-            timings.decode += clip.decode_s
-            timings.logmel += clip.logmel_s
+            timings.decode += clip.timings.decode
+            timings.logmel += clip.timings.logmel
 
 
 class _Budget:
@@ -304,8 +320,7 @@ class _Clip:
     """
 
     def __init__(self, model: Model, upload: Upload, ask: Ask, max_audio_s: float, budget: _Budget) -> None:
-        self.decode_s = 0.0
-        self.logmel_s = 0.0
+        self.timings = Timings()
         self.is_read = False
         self.is_long = _n_bytes(upload) > LONG_BYTES
         self._model = model
@@ -314,7 +329,7 @@ class _Clip:
         self._n_numbers = 0.0
         self._pool = Pool(model.card, frames=ask.frames, window_s=ask.window_s, hop_s=ask.hop_s)
         self._stream = AudioStream(upload.source, sample_rate=model.card.sample_rate, max_audio_s=max_audio_s)
-        self._pieces = cut(model.logmel_blocks(self._timed(self._stream)), model.card.windows)
+        self._pieces = cut(model.logmel_blocks(_timed(self._stream, self.timings)), model.card.windows)
 
     @property
     def needs_frames(self) -> bool:
@@ -326,16 +341,20 @@ class _Clip:
 
     def next_share(self) -> list[Job]:
         """In a decode thread: the next SHARE windows, fewer at the end, none behind it."""
-        started, decoded_before = time.perf_counter(), self.decode_s
+        started, decoded_before = time.perf_counter(), self.timings.decode
         share = [Job(self._model, piece, self.needs_frames) for piece in islice(self._pieces, SHARE)]
         self.is_read = len(share) < SHARE
         self._take_from_budget()
-        self.logmel_s += time.perf_counter() - started - (self.decode_s - decoded_before)
+        self.timings.logmel += time.perf_counter() - started - (self.timings.decode - decoded_before)
         return share
 
     def cost(self, first_share: list[Job]) -> int:
         """The most that is in the queue at once, in log-mel frames: two shares of a long clip."""
         return sum(map(cost_of, first_share)) * (1 if self.is_read else 2)
+
+    def stop_reading(self) -> None:
+        """Close the decoder, which reads the caller's file; no thread is in `next_share` any more."""
+        self._pieces = iter(())
 
     def add(self, share: list[Job], outputs: list[Output]) -> None:
         for job, output in zip(share, outputs, strict=True):
@@ -353,14 +372,16 @@ class _Clip:
         taken, self._n_numbers = self._n_numbers, n_vectors * card.embedding_size
         self._budget.take(self._n_numbers - taken)
 
-    def _timed(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-        """The blocks, while the time that each takes is added to decode_s."""
+
+def _timed(blocks: Iterable[NDArray[np.float32]], timings: Timings) -> Iterator[NDArray[np.float32]]:
+    """The blocks, while the time that each takes is added to timings.decode. It knows nothing of the clip
+    that holds it, so that a clip which is not read to its end leaves no cycle."""
+    started = time.perf_counter()
+    for block in blocks:
+        timings.decode += time.perf_counter() - started
+        yield block
         started = time.perf_counter()
-        for block in blocks:
-            self.decode_s += time.perf_counter() - started
-            yield block
-            started = time.perf_counter()
-        self.decode_s += time.perf_counter() - started
+    timings.decode += time.perf_counter() - started
 
 
 def _n_bytes(upload: Upload) -> int:
@@ -368,17 +389,17 @@ def _n_bytes(upload: Upload) -> int:
     return len(upload.source) if isinstance(upload.source, bytes) else upload.source.seek(0, io.SEEK_END)
 
 
-async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T | ViolaError]:
-    """Their results and errors. When this is cancelled they all are, and it ends after the last of them."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_caught(work)) for work in works]
-    return [task.result() for task in tasks]
+async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Their results. When this is cancelled they all are, and it ends after the last of them."""
+    # Not a TaskGroup, which would leave its errors in cycles. With return_exceptions because without it the
+    # first one that is cancelled would end the wait for the others.
+    return cast(list[T], await asyncio.gather(*works, return_exceptions=True))
 
 
-async def _caught(work: Awaitable[T]) -> T | ViolaError:
+async def _caught(work: Callable[..., Awaitable[T]], *arguments: Any) -> T | ViolaError:
     """Its result, or its error as a value: one bad clip of a batch must not end the others."""
     try:
-        return await work
+        return await work(*arguments)
     except ViolaError as error:
         return error
     except Exception:

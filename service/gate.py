@@ -22,7 +22,7 @@ from service.metrics import Metrics
 from service.openai_api import error_content
 from service.parameters import complaints
 from service.tracing import Tracer
-from service.upload import ClientLeft
+from service.upload import CLIPS_OF_BODY, ClientLeft
 
 log = logging.getLogger(__name__)
 
@@ -100,12 +100,15 @@ class Gate:
         except ClientLeft:
             exchange.error, exchange.detail = "client_left", "the client closed the connection first"
         except Exception as error:
-            log.exception(
-                "%s %s failed, request %s", scope["method"], scope["path"], exchange.request_id.decode()
-            )
+            if not isinstance(error, ViolaError):
+                log.exception(
+                    "%s %s failed, request %s", scope["method"], scope["path"], exchange.request_id.decode()
+                )
             if exchange.status == CLIENT_LEFT:  # nothing was sent yet
                 await error_answer(error, self._metrics, scope)(scope, receive, send_and_note)
         finally:
+            for clip in scope.pop(CLIPS_OF_BODY, ()):  # of a request that was refused after its body was read
+                clip.close()
             self._in_flight -= 1
             exchange.model = scope.get(MODEL_OF_REQUEST, "")
             self._note(exchange, sent)
@@ -146,7 +149,10 @@ class Gate:
             return path
         if path.startswith(PAGE):
             return PAGE
-        return "/models/{name}" if path.startswith("/models/") else "other"
+        for models in ("/models/", "/v1/models/"):
+            if path.startswith(models):
+                return f"{models}{{name}}"
+        return "other"
 
 
 def _headers_sent(scope: Scope) -> dict[bytes, bytes]:

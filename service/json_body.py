@@ -24,6 +24,7 @@ from service.pcm import BYTES_PER_SAMPLE
 from service.upload import (
     CLIPS_OF_BODY,
     MAX_FILES,
+    SPOOL_BYTES,
     Body,
     Intake,
     Upload,
@@ -102,10 +103,36 @@ def listed(value: Any, name: str, *, many: bool) -> list[str]:
 
 
 async def clips_of(sounds: list[str], name: str, body: Body) -> list[Upload]:
-    """The sounds' bytes; the first clip closes the body that they came in. Raises BadRequest."""
+    """The sounds' bytes, in memory or in files as those of other uploads; the body that they came in is
+    closed. Raises BadRequest or Overloaded."""
     names = [f"{name}[{i}]" for i in range(len(sounds))] if len(sounds) > 1 else [name]
     sources = await _in_thread_if_large(body.length, lambda: list(map(decoded, sounds, names)))
-    return [Upload(source, on_close=None if i else body.close) for i, source in enumerate(sources)]
+    body.close()
+    clips: list[Upload] = []
+    try:
+        for source in sources:
+            clips.append(await _upload_of(source, body.intake))
+        return clips
+    except BaseException:
+        for clip in clips:
+            clip.close()
+        raise
+
+
+async def _upload_of(sound: bytes, intake: Intake) -> Upload:
+    """One that counts in the intake."""
+    body = Body(intake)
+    try:
+        if len(sound) <= SPOOL_BYTES:
+            body.write(sound)
+            return body.upload()
+        for start in range(0, len(sound), SLICE):
+            body.write(sound[start : start + SLICE])
+            await asyncio.sleep(0)  # others run between two writes to the disk
+        return body.upload()
+    except BaseException:
+        body.close()
+        raise
 
 
 def decoded(sound: str, name: str) -> bytes:

@@ -28,6 +28,10 @@ from uvicorn.supervisors import Multiprocess
 METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
 
+class NoTemporaryFolder(RuntimeError):  # noqa: N818 - it says what is missing
+    """Several workers count in a folder together, and none can be made."""
+
+
 class Supervisor(Multiprocess):
     """uvicorn's supervisor, which lets go of the port as soon as it ends its workers.
 
@@ -50,13 +54,19 @@ def metrics_folder(workers: int) -> Iterator[None]:
     """A folder for the counts of several workers, named in the environment and removed at the end.
 
     To be entered before anybody imports prometheus_client. One process alone counts in its memory, whatever
-    the environment says.
+    the environment says. Raises NoTemporaryFolder.
     """
     os.environ.pop(METRICS_DIR, None)
     if workers == 1:
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="viola-metrics-", ignore_cleanup_errors=True) as folder:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="viola-metrics-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise NoTemporaryFolder(
+            f"{error.strerror}; let TMPDIR name a folder that may be written to"
+        ) from error
+    with temporary as folder:
         os.environ[METRICS_DIR] = folder
         yield
 

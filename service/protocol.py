@@ -12,17 +12,25 @@ that does not read. Its own timer (`timeout_keep_alive`) is for connections betw
 A connection that ends with an early answer (413 while gigabytes are still coming) lingers, as RFC 9112 (9.6)
 asks: were it closed at once, the kernel would meet the bytes that still arrive with a reset, and many clients
 would lose the answer with it.
+
+Nothing is upgraded here: a request that offers to go on in another protocol (`Upgrade: h2c`) is answered in
+its own, as RFC 9110 (7.8) allows.
 """
 
 import asyncio
+import fcntl
+import sys
+import termios
 from typing import Any, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.upload import MIN_BYTES_PER_S
 
 MAX_HEAD_BYTES = 65_536  # in a row that are neither body nor a complete head
 MAX_PIPELINED = 16  # requests sent ahead without waiting for answers; hardly any client sends one
+FRAMING = frozenset({b"content-length", b"transfer-encoding"})  # where a body ends
 
 
 class Protocol(HttpToolsProtocol):
@@ -62,7 +70,7 @@ class Protocol(HttpToolsProtocol):
             if self._is_lingering or self._bytes_to_drop < 0:
                 return
         self._bytes_in_a_row += len(data)
-        super().data_received(data)
+        self._parse(data)
         if self._bytes_in_a_row:
             self._watch_head()
 
@@ -79,8 +87,10 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():  # says the parser, and means the head; the body follows
+            return
         if not self._is_body_wanted:
-            self._stop_waiting()
+            self._wait_at_most(self.head_s)
             self._is_body_wanted = True
         self._is_in_head = True
         self._bytes_in_a_row = 0
@@ -115,6 +125,33 @@ class Protocol(HttpToolsProtocol):
             self._write_timer = None
         super().resume_writing()
 
+    def _parse(self, data: bytes) -> None:
+        """As uvicorn's data_received, but for upgrades, of which it warns and loses the body."""
+        self._unset_keepalive_if_required()
+        try:
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as stopped:
+                    data = data[stopped.args[0] :]
+                    self._begin_body_without_upgrade()
+        except httptools.HttpParserError:
+            reason = "Invalid HTTP request received."
+            self.logger.warning(reason)
+            self.send_400_response(reason)
+
+    def _begin_body_without_upgrade(self) -> None:
+        """The parser takes what follows an upgrade for another protocol. A new one is told where the body
+        ends, in a head without upgrade that only it sees."""
+        callbacks = _AfterHead(self)
+        self.parser = httptools.HttpRequestParser(callbacks)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        framing = b"".join(name + b": " + value + b"\r\n" for name, value in self.headers if name in FRAMING)
+        callbacks.is_in_head = True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
+        callbacks.is_in_head = False
+
     def _watch_head(self) -> None:
         """After bytes that were neither body nor a complete head: more of a head, or of what stands between
         the chunks of a body and behind it."""
@@ -131,13 +168,13 @@ class Protocol(HttpToolsProtocol):
 
     def _wait_for_reader(self) -> None:
         """Look again in write_s seconds, whether the client has read as much as it should."""
-        self._unsent_bytes = self._real_transport.get_write_buffer_size()
         if self._write_timer is None:
+            self._unsent_bytes = _unsent_bytes(self._real_transport)
             self._write_timer = self.loop.call_later(self.write_s, self._check_reader)
 
     def _check_reader(self) -> None:
         self._write_timer = None
-        read = self._unsent_bytes - self._real_transport.get_write_buffer_size()
+        read = self._unsent_bytes - _unsent_bytes(self._real_transport)
         if read < self.write_s * MIN_BYTES_PER_S:
             self._cut()
         else:
@@ -154,6 +191,31 @@ class Protocol(HttpToolsProtocol):
 
     def _cut(self) -> None:
         self._real_transport.abort()
+
+
+class _AfterHead:
+    """A protocol's callbacks for a parser that is fed a head of which the protocol knows already."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol = protocol
+        self.is_in_head = False
+
+    def __getattr__(self, name: str) -> Any:
+        callback = getattr(self._protocol, name)
+        if name in ("on_body", "on_message_complete"):
+            return callback
+        return lambda *arguments: None if self.is_in_head else callback(*arguments)
+
+
+def _unsent_bytes(transport: asyncio.Transport) -> int:
+    """What the client has not taken yet: in the transport's buffer, and where the system tells (Linux) in its
+    own, which holds megabytes and asks for more only once a good part of them is gone."""
+    unsent = transport.get_write_buffer_size()
+    try:
+        answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        return unsent + int.from_bytes(answer, sys.byteorder)
+    except (OSError, ValueError, AttributeError):
+        return unsent
 
 
 class _Transport:

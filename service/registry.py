@@ -70,8 +70,9 @@ class Registry:
         self._loading: dict[str, asyncio.Task[Model]] = {}
         self._prints: dict[str, Print] = {}
         self._one_change_at_a_time = asyncio.Lock()
-        for path in self._folders():
-            self._read_card(path)
+        with contextlib.suppress(OSError):  # the default model's refusal says what is missing
+            for path in self._folders():
+                self._read_card(path)
         if default not in self.cards and default not in self.refused:
             self._refuse(default, f"there is no folder {folder / default} with a card.json")
 
@@ -102,7 +103,12 @@ class Registry:
         tested before it is served; reloads that overlap run one after the other."""
         async with self._one_change_at_a_time:
             report = Reloaded()
-            folders = {path.name: path for path in await asyncio.to_thread(self._folders)}
+            try:
+                folders = {path.name: path for path in await asyncio.to_thread(self._folders)}
+            except OSError as error:  # a mount that is gone for a moment: everything stays as it is
+                reason = f"the folder of models {self._folder} cannot be read: {error.strerror}"
+                report.refused = dict.fromkeys(sorted({*self.cards, *self.refused}), reason)
+                return report
             for name, path in folders.items():
                 if name in self.refused or not await asyncio.to_thread(self._is_as_it_was, path):
                     await self._replace(path, report)
@@ -143,15 +149,18 @@ class Registry:
     def describe(self, name: str) -> dict[str, Any]:
         """A model as JSON: card, heads with their labels, how it is served. Raises UnknownModel."""
         self.check_known(name)
+        loaded, card = self.loaded.get(name), self.cards.get(name)
         try:
-            heads = self.heads(name)
-        except ModelFolderError as error:
-            self._refuse(name, str(error))
+            heads = loaded.heads if loaded else self.heads(name)
+        except (KeyError, ModelFolderError) as error:
+            if name not in self.loaded and isinstance(error, ModelFolderError):
+                self._refuse(name, str(error))
             self.check_known(name)
-            raise
-        loaded = self.loaded.get(name)
+            raise UnknownModel(f"the model `{name}` is being exchanged, ask again") from error
+        card = loaded.card if loaded else card
+        assert card is not None, "it has heads"
         return {
-            "card": self.cards[name].model_dump(mode="json"),
+            "card": card.model_dump(mode="json"),
             "heads": [
                 {
                     "name": head.name,
@@ -169,7 +178,11 @@ class Registry:
         }
 
     def _folders(self) -> list[Path]:
-        return [path.parent for path in sorted(self._folder.glob("*/card.json"))]
+        """Folders with a card, and those that had one: what is served is gone only where its folder is.
+        Raises OSError."""
+        known = {*self.cards, *self.refused}
+        folders = sorted(path for path in self._folder.iterdir() if path.is_dir())
+        return [path for path in folders if path.name in known or _has_card(path)]
 
     def _read_card(self, folder: Path) -> None:
         try:
@@ -263,6 +276,14 @@ class Registry:
         log.error("the model %s is refused: %s", name, reason)
         self.refused[name] = reason
         self.cards.pop(name, None)
+
+
+def _has_card(folder: Path) -> bool:
+    """Also where nobody may look: that is said when it is read."""
+    try:
+        return (folder / "card.json").exists()
+    except OSError:
+        return True
 
 
 def _card_of(folder: Path) -> Card:

@@ -170,9 +170,14 @@ class Settings(BaseSettings):
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         """`"a, b"` → `("a", "b")`."""
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
+        if not isinstance(value, str):
+            return value
+        parts = tuple(part.strip() for part in value.split(",") if part.strip())
+        if (
+            not parts
+        ):  # `VIOLA_API_KEYS=" , "` must not open the server; empty, the variable counts as not set
+            raise ValueError("holds nothing but commas and blanks; leave it out or fill it")
+        return parts
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

@@ -6,13 +6,16 @@ clips come in JSON is told in json_body.py.
     limit                  passed by                                                     answer
     max_body_bytes         Content-Length, or the chunk that passes it                   413
     timeout_s              fewer than MIN_BYTES_PER_S on average in so many seconds      408
-    max_held_bytes         all bodies that are being read or worked on, together         503
+    max_held_bytes         all bodies that are being read or worked on, and large        503
+                           answers that are being sent, together
 
 Clips are kept in memory up to SPOOL_BYTES, longer ones in a temporary file, and so is every clip while those
 in memory take MEMORY_BYTES together: many uploads at once, or slow ones, do not fill the memory.
 """
 
 import asyncio
+import contextlib
+import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,6 +35,8 @@ from service.errors import (
 )
 from service.pcm import L16, Pcm
 
+log = logging.getLogger(__name__)
+
 FIELD = "file"
 MAX_FILES = 256  # in one request: their answers alone take megabytes
 MAX_OTHER_FIELDS = 16  # of a form, before it is refused unread
@@ -44,6 +49,7 @@ ACCEPTED = "the sound itself as the body with a Content-Type of audio/* or appli
 ACCEPTED_FORM = f"a multipart/form-data form with the sound in the field `{FIELD}`"
 ACCEPTED_JSON = "application/json with the sound in base64 as `audio`"
 CLIPS_OF_BODY = "viola.clips"  # in the scope: the clips of a JSON body, once it was read for its parameters
+INTAKE = "viola.intake"  # in the scope: the intake that the body came through; its answer counts there, too
 
 
 class ClientLeft(Exception):  # noqa: N818 - nobody's mistake, and nobody is there to be told
@@ -124,6 +130,7 @@ async def pour(
 ) -> None:
     """Every chunk of the body into `write`. Raises BodyTooLarge by Content-Length, or with the chunk that
     passes the limit (`max_bytes` where it is given); UploadTimeout where a client is slow; ClientLeft."""
+    request.scope[INTAKE] = intake
     max_bytes = intake.max_body_bytes if max_bytes is None else min(max_bytes, intake.max_body_bytes)
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes:
@@ -231,6 +238,8 @@ async def _read_form(request: Request, options: dict[bytes, bytes], intake: Inta
     except BaseException:
         form.close()
         raise
+    finally:
+        form.end()
 
 
 class Body:
@@ -241,7 +250,7 @@ class Body:
 
     def __init__(self, intake: Intake, pcm: Pcm | None = None) -> None:
         self.length = 0
-        self._intake = intake
+        self.intake = intake
         self._pcm = pcm
         self._chunks: list[bytes] = [pcm.header()] if pcm else []
         self._file: BinaryIO | None = None
@@ -249,9 +258,9 @@ class Body:
 
     def write(self, chunk: bytes) -> None:
         """Raises Overloaded where the process holds as much as it may."""
-        intake, n = self._intake, len(chunk)
+        intake, n = self.intake, len(chunk)
         if intake.held_bytes + n > intake.max_held_bytes:
-            raise _no_room()
+            raise no_room()
         intake.held_bytes += n
         self.length += n
         if self._file is None and self.length <= SPOOL_BYTES and intake.bytes_in_memory <= MEMORY_BYTES:
@@ -262,24 +271,32 @@ class Body:
             self._write_to_file(chunk)
 
     def upload(self, name: str = "") -> Upload:
-        """Raises AudioUnreadable where raw samples end within one."""
+        """Raises AudioUnreadable where raw samples end within one, and as `source` does."""
         if self._pcm and self.length:
             self._pcm.check(self.length)
         return Upload(self.source(), name, self.close)
 
     def source(self) -> bytes | BinaryIO:
+        """All of it, once there is no more to write. Raises Overloaded where the disk is full."""
         if self._file is not None:
-            self._file.seek(0)
+            try:
+                self._file.seek(0)  # which writes what is still in the file's buffer
+            except OSError as error:
+                raise _no_disk(error) from error
             return self._file
-        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        if len(self._chunks) != 1:
+            self._chunks = [b"".join(self._chunks)]
+        return self._chunks[0]
 
     def close(self) -> None:
-        """Give back the file and the room; nothing happens the second time."""
-        if self._file is not None:
-            self._file.close()
-        self._intake.held_bytes -= self.length
-        self._intake.bytes_in_memory -= self._in_memory
+        """Give back the room and the file; nothing happens the second time."""
+        self.intake.held_bytes -= self.length
+        self.intake.bytes_in_memory -= self._in_memory
         self.length = self._in_memory = 0
+        self._chunks = []
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a full disk, once more
+                self._file.close()
 
     # A request may end between its body and its clips, with an unknown model for instance.
     __del__ = close
@@ -290,17 +307,22 @@ class Body:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
                 self._file.writelines(self._chunks)
                 self._chunks = []
-                self._intake.bytes_in_memory -= self._in_memory
+                self.intake.bytes_in_memory -= self._in_memory
                 self._in_memory = 0
             self._file.write(chunk)  # into the page cache: tens of microseconds, no reason to leave the loop
         except OSError as error:
-            raise _no_room() from error
+            raise _no_disk(error) from error
 
 
-def _no_room() -> Overloaded:
+def no_room(what: str = "uploads") -> Overloaded:
     return Overloaded(
-        "the server has no room for more uploads, try again later", retry_after_s=HELD_RETRY_AFTER_S
+        f"the server has no room for more {what}, try again later", retry_after_s=HELD_RETRY_AFTER_S
     )
+
+
+def _no_disk(error: OSError) -> Overloaded:
+    log.warning("an upload is refused, because its temporary file cannot be written: %s", error)
+    return no_room()
 
 
 class _Form:
@@ -328,6 +350,10 @@ class _Form:
 
     def feed(self, chunk: bytes) -> None:
         self._parser.write(chunk)
+
+    def end(self) -> None:
+        """Nothing more comes: let go of the parser, which holds this form as this form holds it."""
+        del self._parser
 
     def uploads(self) -> list[Upload]:
         """The clips. Raises BadRequest, AudioMissing or AudioUnreadable where the form is not one of clips

@@ -1,13 +1,17 @@
 """Arrays through the wire and back."""
 
+import asyncio
 import base64
 import io
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import httpx
 import numpy as np
 import orjson
 import pytest
+import soundfile
 
 from service.answers import (
     Dtype,
@@ -19,8 +23,10 @@ from service.answers import (
     wants_npy,
 )
 from service.embedder import Sound
+from service.errors import Overloaded
 from service.model import Head, Model
 from service.parameters import ClassifyParameters, EmbedParameters
+from service.upload import INTAKE, Intake
 from service.windows import Embedding, Segment
 
 VECTOR = np.random.default_rng(0).normal(size=3072).astype(np.float32)
@@ -127,3 +133,63 @@ def test_tags_are_the_best_ones_first(toy_model: Model) -> None:
 def test_a_threshold_leaves_tags_out_and_may_leave_none(toy_model: Model) -> None:
     assert [tag["label"] for tag in tags(toy_model, "multiclass", threshold=0.2)] == ["c", "b"]
     assert tags(toy_model, "multiclass", threshold=0.9) == []
+
+
+# ── Sending ──
+
+
+def sent(body: str, intake: Intake | None) -> tuple[list[dict[str, Any]], list[int]]:
+    """The messages of an answer, and what the intake held at each."""
+    messages: list[dict[str, Any]] = []
+    held: list[int] = []
+
+    async def send(message: Any) -> None:
+        messages.append(message)
+        held.append(intake.held_bytes if intake else 0)
+
+    async def receive() -> Any:
+        raise AssertionError("the body was read before")
+
+    scope = {"type": "http"} | ({INTAKE: intake} if intake else {})
+    asyncio.run(json_answer(body)(scope, receive, send))
+    return messages, held
+
+
+def test_a_large_answer_takes_room_until_it_is_sent_in_pieces() -> None:
+    intake = Intake(10, timeout_s=1, max_held_bytes=4_000_000)
+    text = "".join(map(str, range(400_000)))
+    (start, *pieces), held = sent(text, intake)
+    n = len(text) + 2
+    assert held == [n] * (1 + len(pieces))
+    assert intake.held_bytes == 0
+    assert dict(start["headers"])[b"content-length"] == str(n).encode()
+    assert b"".join(piece["body"] for piece in pieces) == f'"{text}"'.encode()
+    assert max(len(piece["body"]) for piece in pieces) < 300_000
+    assert [piece["more_body"] for piece in pieces] == [True] * (len(pieces) - 1) + [False]
+
+
+def test_a_large_answer_for_which_there_is_no_room_is_refused_before_it_begins() -> None:
+    intake = Intake(10, timeout_s=1, max_held_bytes=4_000_000, held_bytes=3_000_000)
+    with pytest.raises(Overloaded, match="no room for more answers of this length"):
+        sent("x" * 1_500_000, intake)
+    assert intake.held_bytes == 3_000_000
+
+
+def test_a_small_answer_takes_no_room_and_goes_out_at_once() -> None:
+    intake = Intake(10, timeout_s=1, max_held_bytes=1)
+    messages, held = sent("x" * 1000, intake)
+    assert len(messages) == 2
+    assert held == [0, 0]
+
+
+@pytest.mark.parametrize("path", ["/embed", "/embed/batch"])
+def test_a_server_without_room_for_a_large_answer_says_so(serve: Any, path: str) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(600 * 16_000, dtype=np.int16), 16_000, format="FLAC")
+    with serve(max_held_bytes=900_000) as url:
+        answer = httpx.post(
+            f"{url}{path}", params={"frames": True}, files={"file": file.getvalue()}, timeout=60
+        )
+        assert (answer.status_code, answer.json()["error"]) == (503, "overloaded")
+        assert "no room for more answers" in answer.json()["detail"]
+        assert httpx.post(f"{url}{path}", files={"file": file.getvalue()}, timeout=60).status_code == 200

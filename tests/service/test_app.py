@@ -591,6 +591,60 @@ def test_a_client_that_leaves_is_no_longer_worked_for(models_dir: Path) -> None:
         assert 'viola_requests_total{code="499",model="toy",route="/embed"} 1.0' in page
 
 
+def test_a_model_that_is_loaded_too_slowly_is_answered_504_and_there_later(
+    tmp_path: Path, make_toy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, load = threading.Event(), app_module._load_model
+
+    def load_slowly(folder: Path, **options: Any) -> Model:
+        if folder.name != "toy":
+            gate.wait(10)
+        return load(folder, **options)
+
+    monkeypatch.setattr(app_module, "_load_model", load_slowly)
+    make_toy(tmp_path / "toy")
+    make_toy(tmp_path / "late", name="late")
+    content = wav(noise(0.1))
+    soon = {"X-Deadline-S": "0.1"}
+    sound = {"input": base64.b64encode(content).decode(), "model": "late"}
+    with serving(tmp_path) as (client, _):
+        for path in ("/embed", "/classify", "/embed/batch", "/classify/batch", "/logmel"):
+            answer = client.post(path, params={"model": "late"}, files={"file": content}, headers=soon)
+            check_error(answer, 504, "deadline_exceeded")
+        assert client.post("/v1/embeddings", json=sound, headers=soon).status_code == 504
+        gate.set()
+        assert embed(client, content, model="late")["model"] == "late"
+        unknown = client.post("/classify?model=late&head=esc50", content=content, headers=RAW)
+        check_error(unknown, 404, "unknown_head")
+        assert 'code="504",model="late",route="/embed"' in client.get("/metrics").text
+
+
+def test_a_large_answer_that_waits_to_be_built_is_given_up_past_its_deadline(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, building = threading.Event(), threading.Event()
+
+    def build_slowly(content: Any) -> Any:
+        building.set()
+        gate.wait(10)
+        return json_answer(content)
+
+    json_answer = app_module.json_answer
+    content = wav(noise(0.5))
+    with serving(models_dir) as (client, _), ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(app_module, "json_answer", build_slowly)
+        first = pool.submit(embed, client, content, frames=True)
+        assert building.wait(5)
+        for path in ("/embed?frames=1", "/classify?window_s=1"):
+            late = client.post(path, content=content, headers=RAW | {"X-Deadline-S": "0.3"})
+            check_error(late, 504, "deadline_exceeded")
+        files = {"file": content}
+        late = client.post("/embed/batch", files=files, headers={"X-Deadline-S": "0.3"})
+        check_error(late, 504, "deadline_exceeded")
+        gate.set()
+        assert first.result()["frames"]
+
+
 def test_a_deadline_that_passes_while_a_spooled_upload_is_decoded_closes_it_afterwards(
     models_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -679,6 +733,21 @@ def test_a_worker_that_is_stuck_in_a_batch_makes_the_server_unready_until_it_goe
             assert client.get("/health/live").status_code == 200
         assert waiting.result()
         assert client.get("/health/ready").status_code == 200
+
+
+def test_a_probe_is_answered_at_once_however_long_mending_the_model_takes(
+    tmp_path: Path, make_toy: Callable[..., Path]
+) -> None:
+    make_toy(tmp_path / "toy")
+    with serving(tmp_path) as (client, state):
+        with held_worker(state):
+            state.models.loaded["toy"].failure = "failed and could not be opened again: tried in a test"
+            for _ in range(5):
+                answer = client.get("/health/ready", timeout=2)
+                assert "tried in a test" in check_error(answer, 503, "not_ready")
+            until(lambda: state.embedder.batcher.stuck_s > 0)
+            assert state.embedder.batcher._admitted == 1  # one attempt at a time
+        until(lambda: client.get("/health/ready").status_code == 200)
 
 
 def test_a_server_without_its_default_model_is_alive_and_not_ready(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """The batcher with a fake `run_batch` in a real event loop: no audio, no network, no HTTP."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batcher import Batcher
-from service.errors import Overloaded
+from service.errors import Overloaded, ViolaError
 
 
 class Job(NamedTuple):
@@ -333,6 +335,104 @@ def test_an_error_of_the_batcher_itself_is_told_to_those_who_wait_and_it_goes_on
         assert await batcher.submit([Job("d")]) == ["D"]
 
     with_batcher(story)
+
+
+@pytest.mark.parametrize("step", ["_forget_those_who_left", "_deliver", "_measure"])
+def test_an_error_of_the_batcher_is_told_to_those_who_left_the_line_too(step: str) -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        await hold_the_worker(batcher, recorder)
+        tasks = await line_up(batcher, [Job("a"), Job("b", group="b")], [Job("c")])
+        works = getattr(batcher, step)
+        setattr(batcher, step, lambda *_: 1 / 0)
+        batcher.somebody_left()
+        recorder.gate.set()
+        for task in tasks:
+            with pytest.raises(ZeroDivisionError):
+                await asyncio.wait_for(task, 2)
+        setattr(batcher, step, works)
+        assert await batcher.submit([Job("d")]) == ["D"]
+
+    with_batcher(story)
+
+
+def test_an_error_while_a_batch_is_taken_leaves_no_place_without_an_answer() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        first = await hold_the_worker(batcher, recorder)
+        with batcher.admit(2) as early, batcher.admit(2) as late:
+            tasks = [asyncio.ensure_future(place.run([Job("a"), Job("b")])) for place in (early, late)]
+            await asyncio.sleep(0)
+            first_of, late.first_of = late.first_of, lambda group: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+            recorder.gate.set()
+            await first
+            for task in tasks:
+                with pytest.raises(ZeroDivisionError):
+                    await asyncio.wait_for(task, 2)
+            late.first_of = first_of  # type: ignore[method-assign]
+            for place in (early, late):  # as the other clips of a batch do
+                assert await asyncio.wait_for(place.run([Job("c")]), 2) == ["C"]
+
+    with_batcher(story)
+
+
+def test_an_error_that_is_no_items_fault_is_the_answer_to_all_without_another_try(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calls: list[int] = []
+
+    def refuse(jobs: list[Job]) -> list[str]:
+        calls.append(len(jobs))
+        raise Overloaded("the model failed", retry_after_s=7)
+
+    async def story() -> None:
+        batcher = batcher_for(refuse)
+        batcher.start()
+        answers = await asyncio.gather(
+            *await line_up(batcher, *[[Job("a")] for _ in range(8)]), return_exceptions=True
+        )
+        assert [(str(each), getattr(each, "retry_after_s", 0)) for each in answers] == (
+            [("the model failed", 7)] * 8
+        )
+        assert all(isinstance(each, ViolaError) for each in answers)
+        assert len({id(each) for each in answers}) == 8  # whoever adds to a sentence adds to its own
+        await batcher.drain()
+
+    asyncio.run(story())
+    assert calls == [8]
+    assert not caplog.records
+
+
+def test_an_item_that_fails_leaves_nothing_for_the_garbage_collector() -> None:
+    class Heavy(list[int]):
+        """Something that shall not stay in memory."""
+
+    def fail(jobs: list[Any]) -> list[str]:
+        raise ValueError("no")
+
+    async def story() -> None:
+        batcher: Batcher[Any, str] = Batcher(
+            fail,
+            cost_of=lambda job: 1,
+            group_of=lambda job: 1,
+            max_batch_cost=9,
+            max_batch_items=9,
+            max_queue_cost=9,
+        )
+        batcher.start()
+        left = []
+        for _ in range(3):
+            item = Heavy()
+            left.append(weakref.ref(item))
+            with pytest.raises(ValueError, match="no"):
+                await batcher.submit([item])
+            del item
+        await batcher.drain()
+        assert [ref() for ref in left] == [None] * 3
+
+    gc.disable()
+    try:
+        asyncio.run(story())
+    finally:
+        gc.enable()
 
 
 def test_the_time_in_one_batch_is_told_while_it_lasts() -> None:

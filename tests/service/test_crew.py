@@ -2,13 +2,15 @@
 
 import asyncio
 import ctypes
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from service.crew import Crew
+from service.crew import Crew, _Job
 
 
 def with_crew(story: Callable[[Crew], Awaitable[None]], n_threads: int = 2) -> int:
@@ -95,6 +97,68 @@ def test_a_caller_that_is_cancelled_stays_until_its_function_has_ended() -> None
         assert ended
 
     assert with_crew(story) == 0
+
+
+def test_a_caller_that_is_cancelled_twice_still_stays_until_its_function_has_ended() -> None:
+    async def story(crew: Crew) -> None:
+        begun, gate, ended = threading.Event(), threading.Event(), threading.Event()
+
+        def work() -> None:
+            begun.set()
+            gate.wait(5)
+            ended.set()
+
+        task = asyncio.ensure_future(crew.run(work))
+        await asyncio.to_thread(begun.wait, 5)
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0.01)
+            assert not task.done()
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended.is_set()
+
+    assert with_crew(story) == 0
+
+
+def test_a_drop_that_only_the_thread_notices_is_counted_too() -> None:
+    async def story(crew: Crew) -> None:
+        job = _Job(lambda: None, asyncio.get_running_loop().create_future())
+        job.is_unwanted = job.answer.cancel()  # just now, and its caller has seen that it had begun
+        crew._jobs.put(job)
+        assert await crew.run(lambda: "well") == "well"
+
+    assert with_crew(story, n_threads=1) == 1
+
+
+class Clip:
+    """Something that shall not stay in memory."""
+
+    def fail(self) -> None:
+        raise ValueError("no")
+
+    def wait(self, gate: threading.Event) -> None:
+        gate.wait(5)
+
+
+def test_a_function_that_fails_leaves_nothing_for_the_garbage_collector() -> None:
+    async def story(crew: Crew) -> None:
+        left = []
+        for _ in range(5):
+            clip = Clip()
+            left.append(weakref.ref(clip))
+            with pytest.raises(ValueError, match="no"):
+                await crew.run(clip.fail)
+            del clip
+        await crew.run(lambda: None)  # by now the thread has laid down what it has had in hand
+        assert [ref() for ref in left] == [None] * 5
+
+    gc.disable()
+    try:
+        with_crew(story, n_threads=1)
+    finally:
+        gc.enable()
 
 
 def test_a_thread_that_is_ended_from_outside_is_replaced() -> None:

@@ -6,6 +6,7 @@ import gc
 import io
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -242,6 +243,58 @@ def test_a_caller_who_leaves_stays_until_nobody_reads_its_file(
     gc.collect()
     assert "closed file" not in capfd.readouterr().err
     assert "never retrieved" not in caplog.text
+
+
+@pytest.mark.parametrize("as_batch", [False, True])
+@pytest.mark.parametrize("end", ["no sound", "breaks off late", "cancelled"])
+def test_a_clip_that_comes_to_nothing_leaves_nothing_for_the_garbage_collector(
+    end: str, as_batch: bool, toy_model: Model
+) -> None:
+    long = flac(60.0)
+    content = {"no sound": b"text", "breaks off late": long[: len(long) * 2 // 3], "cancelled": long}[end]
+
+    async def story(embedder: Embedder) -> None:
+        left = []
+        for _ in range(3):
+            file = SlowFile(content)
+            left.append(weakref.ref(file))
+            work: Awaitable[object] = (
+                embedder.embed_all(toy_model, [Upload(file)], Ask(), Timings())
+                if as_batch
+                else embedder.embed(toy_model, Upload(file), Ask(), Timings())
+            )
+            with contextlib.suppress(TimeoutError, ViolaError):
+                async with asyncio.timeout(0.01 if end == "cancelled" else 10):
+                    await work
+            del file, work
+        for _ in range(200):  # until the threads have laid down what they have had in hand
+            if not any(ref() for ref in left):
+                break
+            await asyncio.sleep(0.01)
+        assert [ref() for ref in left] == [None] * 3
+
+    gc.disable()
+    try:
+        with_embedder(story)
+    finally:
+        gc.enable()
+
+
+def test_too_many_pictures_that_wait_to_be_drawn_are_refused(
+    toy_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedder_module, "MAX_WAITING_PER_THREAD", 2)
+    clips = [Upload(flac(0.2)) for _ in range(9)]
+
+    async def story(embedder: Embedder) -> None:
+        answers = await asyncio.gather(
+            *(embedder.draw(toy_model, clip, columns=10) for clip in clips), return_exceptions=True
+        )
+        assert sum(isinstance(each, Overloaded) for each in answers) == 5  # two threads, two for each
+        _, duration_s = await embedder.draw(toy_model, clips[0], columns=10)  # all of them have left
+        assert duration_s == 0.2
+
+    with_embedder(story)
 
 
 class SlowFile(io.BytesIO):

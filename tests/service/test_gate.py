@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,13 +11,16 @@ import pytest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.answers import json_answer
+from service.app import create_app
 from service.embedder import Timings
 from service.errors import Overloaded, ViolaError
 from service.exchange import EXCHANGE, Exchange
 from service.gate import MODEL_OF_REQUEST, Gate, describe, error_answer, error_codes
 from service.keys import Keys
 from service.metrics import Metrics
-from service.upload import ClientLeft
+from service.settings import Settings
+from service.upload import INTAKE, ClientLeft, Intake
 
 
 def get(app: ASGIApp, path: str = "/embed", *, headers: Any = None) -> httpx.Response:
@@ -131,11 +135,49 @@ def test_health_metrics_and_documents_need_no_key(path: str) -> None:
 
 def test_labels_are_few_whatever_is_asked_for() -> None:
     gate, metrics = gate_around()
-    for path in ("/embed", "/models/a", "/models/b", "/x", "/y/z"):
+    for path in ("/embed", "/models/a", "/models/b", "/v1/models/a", "/x", "/y/z"):
         get(gate, path)
     page = metrics.page().decode()
-    for route, count in (("/embed", 1), ("/models/{name}", 2), ("other", 2)):
+    for route, count in (("/embed", 1), ("/models/{name}", 2), ("/v1/models/{name}", 1), ("other", 2)):
         assert f'viola_requests_total{{code="200",model="",route="{route}"}} {count}.0' in page
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [({"model": "none"}, {}, 404), ({}, {"X-Deadline-S": "soon"}, 422), ({"head": "none"}, {}, 404)],
+)
+def test_a_json_body_that_is_refused_gives_its_room_back_at_once(
+    models_dir: Path, content: dict[str, str], headers: dict[str, str], status: int
+) -> None:
+    app = create_app(Settings(models_dir=models_dir, model="toy", device="cpu", threads=1))
+    kept = []  # as uvicorn keeps them: in cycles of references
+
+    async def keeping(scope: Scope, receive: Receive, send: Send) -> None:
+        kept.append(scope)
+        await app(scope, receive, send)
+
+    path = "/classify" if "head" in content else "/embed"
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(keeping), base_url="http://test"
+        ) as client:
+            return await client.post(path, json={"audio": "AAAA" * 1000} | content, headers=headers)
+
+    assert asyncio.run(ask()).status_code == status
+    assert app.state.server.intake.held_bytes == app.state.server.intake.bytes_in_memory == 0
+
+
+def test_an_answer_that_finds_no_room_is_refused_and_not_called_a_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope[INTAKE] = Intake(10, timeout_s=1, max_held_bytes=10)
+        await json_answer("x" * 2_000_000)(scope, receive, send)
+
+    answer = get(Gate(app, metrics=Metrics(), keys=Keys(), routes=()))
+    assert (answer.status_code, answer.json()["error"]) == (503, "overloaded")
+    assert caplog.text == ""
 
 
 def test_a_key_may_hold_any_character() -> None:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from service import json_body
 from service.audio import decode
-from service.errors import AudioMissing, AudioUnreadable, BadRequest, BodyTooLarge, ViolaError
+from service.errors import AudioMissing, AudioUnreadable, BadRequest, BodyTooLarge, Overloaded, ViolaError
 from service.json_body import decoded, read_request
 from service.parameters import ClassifyParameters, EmbedParameters
 from service.upload import Intake, Upload, read_clip, read_clips
@@ -135,8 +135,25 @@ def test_a_sentence_repeats_little_of_what_was_sent() -> None:
 
 def test_a_large_body_is_read_as_a_small_one() -> None:
     sound = np.random.default_rng(0).bytes(3 * json_body.SLICE)
-    _, clip = read({"audio": base64.b64encode(sound).decode()})
-    assert clip.source == sound
+    room = intake()
+    _, clip = read({"audio": base64.b64encode(sound).decode()}, room=room)
+    assert not isinstance(clip.source, bytes)  # it is long, and therefore in a file, as uploads of all kinds
+    assert clip.source.read() == sound
+    assert room.held_bytes == len(sound)
+    assert room.bytes_in_memory == 0
+    clip.close()
+    assert room.held_bytes == 0
+
+
+def test_sounds_for_which_there_is_no_room_leave_nothing() -> None:
+    room = intake()
+    content = {"audio": BASE64}
+    room.max_held_bytes = len(json.dumps(content))
+    _, first = read(content, room=room)
+    with pytest.raises(Overloaded):
+        read(content, room=room)
+    first.close()
+    assert room.held_bytes == room.bytes_in_memory == 0
 
 
 def test_json_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +165,7 @@ def test_json_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_clip_holds_its_room_until_it_is_closed_or_forgotten() -> None:
     room = intake()
     _, clip = read({"audio": BASE64}, room=room)
-    assert room.held_bytes > len(BASE64)
+    assert room.held_bytes == room.bytes_in_memory == len(SOUND)
     clip.close()
     assert room.held_bytes == 0
     _, clip = read({"audio": BASE64}, room=room)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.processes import METRICS_DIR, Slot, metrics_folder
+from service.processes import METRICS_DIR, NoTemporaryFolder, Slot, metrics_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,3 +112,11 @@ def test_one_process_alone_has_no_folder_and_several_have_one_that_goes(
         assert folder.is_dir()
         assert folder != tmp_path
     assert not folder.exists()
+
+
+def test_without_a_temporary_folder_several_workers_cannot_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    with pytest.raises(NoTemporaryFolder, match="let TMPDIR name a folder"), metrics_folder(2):
+        pass
+    with metrics_folder(1):  # one counts in its memory
+        pass

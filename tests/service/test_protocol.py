@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import uvicorn
 
+from service.answers import json_answer
 from service.protocol import MAX_HEAD_BYTES, MAX_PIPELINED, Protocol
+from service.upload import INTAKE, Intake
 
 ANSWER = b"x" * 10
 LONG_ANSWER = b"x" * 50_000_000
+COUNTED = "x" * 50_000_000
+intake = Intake(10**9, timeout_s=1, max_held_bytes=70_000_000)
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 
 
@@ -27,13 +31,20 @@ class Hasty(Protocol):
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """`/` and `/long` read the body and answer, `/early` answers without, `/refuse` also closes."""
+    """`/` and `/long` read the body and answer, `/echo` tells its length, `/early` answers without, `/refuse`
+    also closes, `/counted` counts its long answer in `intake`."""
     if scope["type"] != "http":
         return
-    path = scope["path"]
-    while path in ("/", "/long") and (await receive()).get("more_body"):
-        pass
-    answer = LONG_ANSWER if path == "/long" else ANSWER
+    path, n = scope["path"], 0
+    if path == "/counted":
+        await json_answer(COUNTED)({**scope, INTAKE: intake}, receive, send)
+        return
+    more = path in ("/", "/long", "/echo")
+    while more:
+        message = await receive()
+        n += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    answer = LONG_ANSWER if path == "/long" else f"{n} ".encode() + ANSWER if path == "/echo" else ANSWER
     headers = [(b"content-length", str(len(answer)).encode())]
     if path == "/refuse":
         headers.append((b"connection", b"close"))
@@ -76,6 +87,15 @@ def answers(client: socket.socket, n: int = 1) -> bytes:
         assert chunk, f"the connection was closed after {received!r}"
         received += chunk
     return received
+
+
+def upgrading(length: int, framing: str = "") -> bytes:
+    """The head of a request as curl --http2 and Java's HttpClient send it."""
+    framing = framing or f"Content-Length: {length}"
+    upgrade = (
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA"
+    )
+    return f"POST /echo HTTP/1.1\r\nHost: test\r\n{upgrade}\r\n{framing}\r\n\r\n".encode()
 
 
 def post(path: str, length: int) -> bytes:
@@ -172,6 +192,49 @@ def test_a_body_that_was_answered_early_is_read_past_and_the_connection_lives_on
         assert answers(client, 2).count(b"200 OK") == 2
 
 
+def test_a_body_that_was_answered_early_and_then_silence_is_cut(server: uvicorn.Server) -> None:
+    with connected(server) as client:
+        client.sendall(post("/early", 1000))
+        answers(client)
+        client.sendall(b"x" * 1000)
+        assert 0.2 < seconds_until_closed(client) < 3
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [("", b"x" * 1000), ("Transfer-Encoding: chunked", b"3e8\r\n" + b"x" * 1000 + b"\r\n0\r\n\r\n")],
+)
+def test_a_request_that_offers_to_upgrade_keeps_its_body_and_the_connection(
+    server: uvicorn.Server, caplog: pytest.LogCaptureFixture, framing: str, body: bytes, parts: int
+) -> None:
+    head = upgrading(1000, framing)
+    cuts = {1: [], 2: [len(head)], 3: [len(head) - 30, len(head) + 20]}[parts]
+    request = head + body
+    with connected(server) as client:
+        for _ in range(3):
+            for start, end in zip([0, *cuts], [*cuts, len(request)], strict=True):
+                client.sendall(request[start:end])
+                time.sleep(0.02)
+            assert answers(client).endswith(b"1000 " + ANSWER)
+        client.sendall(GET)
+        assert b"200 OK" in answers(client)
+        client.sendall(request + request + GET)  # ahead of their answers
+        assert answers(client, 3).count(b"1000 " + ANSWER) == 2
+    assert caplog.text == ""
+
+
+def test_an_offer_to_upgrade_without_a_body_is_answered(
+    server: uvicorn.Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    offer = GET[:-2] + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    with connected(server) as client:
+        for _ in range(2):
+            client.sendall(offer + GET)
+            assert answers(client, 2).count(b"200 OK") == 2
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("path", ["/early", "/refuse"])
 def test_gigabytes_that_nobody_wants_are_not_read(server: uvicorn.Server, path: str) -> None:
     with connected(server) as client:
@@ -226,6 +289,43 @@ def test_a_client_that_reads_its_answer_in_pieces_gets_it_whole(server: uvicorn.
         while received < len(LONG_ANSWER):
             received += len(client.recv(3_000_000))
             time.sleep(0.05)
+
+
+def test_a_client_that_reads_slowly_is_not_cut(server: uvicorn.Server) -> None:
+    """What it reads comes out of the system's buffers; the server's own stays as full as it is."""
+    with connected(server, receive_bytes=100_000) as client:
+        client.sendall(GET.replace(b"/ ", b"/long "))
+        until = time.monotonic() + 5 * Hasty.write_s
+        received = 0
+        while time.monotonic() < until:
+            received += len(client.recv(20_000))
+            time.sleep(0.05)
+        assert received < 3_000_000
+        while received < len(LONG_ANSWER):
+            chunk = client.recv(1_000_000)
+            assert chunk
+            received += len(chunk)
+
+
+def test_a_long_answer_is_held_until_it_was_read_or_its_client_is_gone(server: uvicorn.Server) -> None:
+    with connected(server) as client, connected(server, receive_bytes=100_000) as idler:
+        client.sendall(GET.replace(b"/ ", b"/counted "))
+        received = len(client.recv(100))
+        assert intake.held_bytes == len(COUNTED) + 2
+        while received < len(COUNTED) + 2:
+            received += len(client.recv(1_000_000))
+        wait_until_nothing_is_held()
+        idler.sendall(GET.replace(b"/ ", b"/counted "))
+        idler.recv(100)
+        assert intake.held_bytes == len(COUNTED) + 2
+        wait_until_nothing_is_held()  # the idler is cut
+
+
+def wait_until_nothing_is_held() -> None:
+    until = time.monotonic() + 5
+    while intake.held_bytes:
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_a_few_requests_may_be_sent_ahead_and_thousands_may_not(server: uvicorn.Server) -> None:

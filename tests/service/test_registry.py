@@ -334,3 +334,40 @@ def test_the_old_model_is_let_go(tmp_path: Path, make_toy: MakeToy) -> None:
 def test_the_reports_of_several_processes_become_one() -> None:
     reports = [Reloaded(changed=["a"], kept=["b"]), Reloaded(kept=["b"], refused={"a": "out of memory"})]
     assert together(reports) == Reloaded(changed=["a"], kept=["b"], refused={"a": "out of memory"})
+
+
+def test_a_folder_that_lost_its_card_is_refused_and_its_model_served_on(
+    tmp_path: Path, make_toy: Callable[..., Path]
+) -> None:
+    make_toy(tmp_path / "toy")
+    other = make_toy(tmp_path / "other", name="other")
+
+    async def story() -> None:
+        models = registry_of(tmp_path)
+        served = await models.get("other")
+        (other / "card.json").rename(tmp_path / "away")
+        report = await models.reload()
+        assert report.removed == []
+        assert "other cannot be read" in report.refused["other"]
+        assert await models.get("other") is served
+
+    asyncio.run(story())
+
+
+def test_a_folder_of_models_that_is_gone_for_a_moment_changes_nothing(
+    tmp_path: Path, make_toy: Callable[..., Path]
+) -> None:
+    folder = tmp_path / "models"
+    make_toy(folder / "toy")
+
+    async def story() -> None:
+        models = registry_of(folder)
+        served = await models.get()
+        folder.rename(tmp_path / "elsewhere")
+        report = await models.reload()
+        assert "cannot be read: No such file" in report.refused["toy"]
+        assert await models.get() is served
+        (tmp_path / "elsewhere").rename(folder)
+        assert (await models.reload()).kept == ["toy"]
+
+    asyncio.run(story())

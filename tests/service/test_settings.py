@@ -67,3 +67,11 @@ def test_every_setting_is_described() -> None:
 
 def test_the_page_in_docs_is_that_of_the_class() -> None:
     assert DOCS.read_text(encoding="utf-8") == settings_page(), "run `python -m service.settings`"
+
+
+def test_keys_that_are_none_do_not_open_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIOLA_API_KEYS", " , ")
+    with pytest.raises(ValidationError, match="nothing but commas"):
+        Settings()
+    monkeypatch.setenv("VIOLA_API_KEYS", "")  # an unset variable that compose passes on
+    assert Settings().api_keys == ()

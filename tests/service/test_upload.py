@@ -2,8 +2,12 @@
 
 import asyncio
 import base64
+import gc
 import io
+import resource
 import socket
+import sys
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +29,7 @@ from service.errors import (
     UploadTimeout,
     ViolaError,
 )
-from service.upload import ClientLeft, Intake, Upload, read_clip, read_clips
+from service.upload import Body, ClientLeft, Intake, Upload, read_clip, read_clips
 
 
 class Sender:
@@ -331,6 +335,53 @@ def test_a_long_body_goes_to_a_file(as_form: bool, monkeypatch: pytest.MonkeyPat
     assert not isinstance(clip.source, bytes)
     with clip.source as file:
         assert file.read() == content
+
+
+def test_a_clip_in_memory_is_held_once_and_let_go() -> None:
+    body = Body(intake())
+    for _ in range(100):
+        body.write(b"x" * 1000)
+    joined = body.source()
+    assert body.source() is joined  # the chunks are gone
+    count = sys.getrefcount(joined)
+    body.close()
+    assert sys.getrefcount(joined) == count - 1
+
+
+@pytest.mark.parametrize("n_bytes", [100, 3_000_000])
+def test_a_full_disk_is_no_room_and_holds_nothing(
+    n_bytes: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(upload, "SPOOL_BYTES", 50)
+    shared = intake(10_000_000)
+    chunks = [b"x" * (n_bytes // 10)] * 10
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # no file may be longer
+    try:
+        with pytest.raises(Overloaded, match="no room for more uploads"):
+            asyncio.run(read_clip(Sender(chunks, content_type="audio/wav").request, shared))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert shared.held_bytes == shared.bytes_in_memory == 0
+    assert "File too large" in caplog.text
+
+
+def test_a_form_leaves_nothing_to_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    forms = []
+
+    class Seen(upload._Form):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            forms.append(weakref.ref(self))
+
+    monkeypatch.setattr(upload, "_Form", Seen)
+    gc.disable()
+    try:
+        clip = read(sender_of_form(form(("file", "a", b"x"))))
+        assert forms[0]() is None
+        assert clip.source == b"x"
+    finally:
+        gc.enable()
 
 
 # ── Over a socket ──
