@@ -37,8 +37,8 @@ Result = TypeVar("Result")
 # Weight of the newest in what is measured: the mean of about the last ten.
 NEWEST = 0.1
 
-# What a request may take of a batch in further rounds while others wait for another one: enough of its items
-# to be worth a batch, and no more time than a full window of a long clip takes in any case.
+# What further rounds, in which requests take a second item and more, may fill of a batch. Whoever comes next
+# waits for this batch: a quarter of it is a window of a long clip, which gains nothing from company.
 TURN = 0.25
 
 
@@ -241,21 +241,20 @@ class Batcher(Generic[Item, Result]):
         """The next batch: a group of whoever waits longest, one item of each place in turn.
 
         Places that have none of this group keep their position, those that were served go to the back.
-        Further rounds fill the batch while every place has some of it. While others wait they fill no more
-        than TURN of it, so that the many windows of a long clip do not hold up a short one, and two requests
-        of many items that share no group do not alternate in batches of one.
+        Further rounds fill no more than TURN of the batch, so that the many windows of a long clip do not
+        hold up a short one that comes meanwhile, and two requests of many items that share no group do not
+        alternate in batches of one.
         """
         if self._somebody_left:
             self._forget_those_who_left()
         batch: list[_Waiting[Item, Result]] = []
-        cost, budget, others_wait = 0, float(self._max_batch_cost), False
+        cost, budget = 0, float(self._max_batch_cost)
         turn, served, passed_over = self._line, deque[Place[Item, Result]](), deque[Place[Item, Result]]()
         group = next(iter(turn[0].waiting)) if turn else None
         while turn:
             place = turn.popleft()
             head = place.first_of(group)
             if head is None:
-                others_wait = True
                 passed_over.append(place)
             elif batch and (cost + head.cost > budget or len(batch) == self._max_batch_items):
                 turn.appendleft(place)
@@ -267,7 +266,7 @@ class Batcher(Generic[Item, Result]):
                     served.append(place)
             if not turn:
                 turn, served = served, turn
-                budget = self._max_batch_cost * (TURN if others_wait else 1)
+                budget = self._max_batch_cost * TURN
         self._line = passed_over + turn + served
         if not self._line:
             self._work_waits.clear()

@@ -70,9 +70,9 @@ class Settings(BaseSettings):
     max_held_bytes: int = Field(
         default=2_000_000_000,
         ge=1,
-        description="Bytes of all request bodies that are being read or worked on, together; a request "
-        "beyond them gets 503. What is over 128 million of them, or over a million in one clip, lies in "
-        "temporary files (`TMPDIR`).",
+        description="Bytes of all request bodies that are being read or worked on, and of large answers that "
+        "are being sent, together; a request beyond them gets 503. Of the bodies, what is over 128 million "
+        "bytes, or over a million in one clip, lies in temporary files (`TMPDIR`).",
     )
     upload_timeout_s: float = Field(
         default=20,
