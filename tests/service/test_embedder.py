@@ -212,7 +212,8 @@ def test_a_batch_of_mixed_lengths_is_run_length_by_length(toy_model: Model) -> N
 
     page = with_embedder(story).page().decode()
     assert "viola_batch_size_sum 32.0" in page
-    assert "viola_batch_size_count 2.0" in page
+    # 16 of 56 frames are within a quarter of the 4096 that a batch may hold; of 160 frames 6, 6 and 4 are.
+    assert "viola_batch_size_count 4.0" in page
     assert "viola_queue_wait_seconds_count 32.0" in page
 
 
