@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: serve test soak check format demo bench clean
+.PHONY: serve test soak check format demo bench docs clean
 
 serve: .venv-serve/ready  ## set up the server's environment (no torch) and serve models/ on port 8000
 	.venv-serve/bin/python -m service
@@ -31,6 +31,11 @@ bench: .venv/ready  ## measure speed, 16 minutes on an idle machine, 10 more the
 	.venv/bin/python -m benchmarks.load
 	.venv/bin/python -m benchmarks.training
 	.venv/bin/python -m benchmarks.report
+
+docs:  ## the documentation's site, into build/site
+	$(PYTHON) -m venv build/docs
+	build/docs/bin/pip install --quiet 'mkdocs-material>=9.5'
+	build/docs/bin/mkdocs build
 
 clean:
 	rm -rf .venv .venv-serve .venv-peers build
