@@ -127,17 +127,6 @@ class Registry:
             there = ", ".join(f"`{other}`" for other in self.cards) or "none"
             raise UnknownModel(f"there is no model `{name}`; there is {there}")
 
-    def heads(self, name: str) -> dict[str, Head]:
-        """The heads of a model, in the order of its card; read from its folder while it is not loaded."""
-        if name in self.loaded:
-            return self.loaded[name].heads
-        card = self.cards[name]
-        paths = [Path(file) for file in card.files if file.startswith("heads/")]
-        return {
-            path.stem: load_head(self._folder / name / path, embedding_size=card.embedding_size)
-            for path in paths
-        }
-
     def describe_all(self) -> list[dict[str, Any]]:
         """Every model as JSON; one whose heads turn out to be unreadable is refused instead."""
         described = []
@@ -150,17 +139,16 @@ class Registry:
         """A model as JSON: card, heads with their labels, how it is served. Raises UnknownModel."""
         self.check_known(name)
         loaded, card = self.loaded.get(name), self.cards.get(name)
+        if card is None:  # a reload was faster
+            raise UnknownModel(f"the model `{name}` is being exchanged, ask again")
         try:
-            heads = loaded.heads if loaded else self.heads(name)
-        except (KeyError, ModelFolderError) as error:
-            if name not in self.loaded and isinstance(error, ModelFolderError):
+            heads = loaded.heads if loaded else self._heads_of(card)
+        except ModelFolderError as error:
+            if name not in self.loaded:
                 self._refuse(name, str(error))
-            self.check_known(name)
-            raise UnknownModel(f"the model `{name}` is being exchanged, ask again") from error
-        card = loaded.card if loaded else card
-        assert card is not None, "it has heads"
+            raise UnknownModel(f"the model `{name}` cannot be served: {error}") from error
         return {
-            "card": card.model_dump(mode="json"),
+            "card": (loaded.card if loaded else card).model_dump(mode="json"),
             "heads": [
                 {
                     "name": head.name,
@@ -175,6 +163,14 @@ class Registry:
             "loaded": loaded is not None,
             "precision": loaded.precision if loaded else None,
             "device": loaded.device if loaded else None,
+        }
+
+    def _heads_of(self, card: Card) -> dict[str, Head]:
+        """The heads of a model that is not loaded, in the order of its card. Raises ModelFolderError."""
+        paths = [Path(file) for file in card.files if file.startswith("heads/")]
+        return {
+            path.stem: load_head(self._folder / card.name / path, embedding_size=card.embedding_size)
+            for path in paths
         }
 
     def _folders(self) -> list[Path]:

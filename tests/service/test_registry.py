@@ -170,7 +170,7 @@ def test_heads_are_told_without_loading_the_graph_in_the_order_of_the_card(model
     assert described["heads"][0]["labels"] == ("cat", "dog", "fish")
     assert described["loaded"] is False
     asyncio.run(models.get())
-    assert list(models.heads("toy")) == ["pets", "moods"]
+    assert [head["name"] for head in models.describe("toy")["heads"]] == ["pets", "moods"]
     assert models.describe("toy")["precision"] == "float32"
 
 
