@@ -27,6 +27,7 @@ from .byol import BYOL
 from .checkpoint import CheckpointError
 from .clips import Clips, write_whole
 from .cola import COLA
+from .dropout import quicken_dropout
 from .logmel import LogMel
 from .plan import Plan, Statistics, crops, measure_statistics
 from .recipe import Recipe, RecipeError, as_tables, as_toml, method_of
@@ -109,6 +110,7 @@ def new_run(recipe: Recipe, device: torch.device) -> Run:
         encoder = encoders.build(recipe.encoder.name, n_mels=recipe.encoder.n_mels, d=recipe.encoder.d)
     except ValueError as error:
         raise RecipeError(f"[encoder] {error}") from error
+    quicken_dropout(encoder)
     model = method(recipe, encoder).to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Run(
@@ -117,6 +119,7 @@ def new_run(recipe: Recipe, device: torch.device) -> Run:
         optimiser=torch.optim.Adam(
             [weights for weights in model.parameters() if weights.requires_grad],
             lr=recipe.optimisation.learning_rate,
+            fused=True,
         ),
         memory=MixupMemory(recipe.augmentation.mixup_memory),
         statistics=Statistics(mean=math.nan, std=math.nan),
