@@ -18,6 +18,7 @@ NAMES = (
     "batching",
     "load",
     "fairness",
+    "overload",
     "long_audio",
     "memory",
     "soak",

@@ -56,10 +56,10 @@ class Running:
         return sum(_pss_kb(pid) for pid in family(self.pid)) / 1000
 
 
-def viola(model: Path, precision: str) -> Server:
-    """Our server, as `python -m service` starts it, with one model folder."""
+def viola(model: Path, precision: str, *, workers: int = 1, **settings: str) -> Server:
+    """Our server, as `python -m service` starts it, with one model folder. settings: `max_queue_s="1"`."""
     return Server(
-        f"viola {precision}",
+        f"viola {precision}" + f" {workers} workers" * (workers > 1),
         (sys.executable, "-m", "service"),
         {
             "VIOLA_HOST": HOST,
@@ -67,7 +67,9 @@ def viola(model: Path, precision: str) -> Server:
             "VIOLA_MODELS_DIR": str(model.parent.resolve()),
             "VIOLA_MODEL": model.name,
             "VIOLA_PRECISION": precision,
+            "VIOLA_WORKERS": str(workers),
             "VIOLA_ACCESS_LOG": "false",  # as the peers: a line for each request measures the disk
+            **{f"VIOLA_{name.upper()}": value for name, value in settings.items()},
         },
     )
 

@@ -4,7 +4,8 @@
     source ─► waveform ─► log-mel ─► windows ─ batcher ─► model ─► outputs ─► Pool ─► Embedding
               └── a share of SHARE windows at a time ──┘
 
-A short clip is one window and one share. A long one is decoded share by share, the next one while the last
+A short clip is one window and one share. One that comes alone never leaves its decode thread, which runs the
+model too: on an idle server that is the shortest way. A long one is decoded share by share, the next one while the last
 is in the queue: an hour holds no more of the queue, and of the memory, than two shares, and its windows take
 turns with everybody else's. One decode thread is always left for short clips: what takes long (the shares of
 a long clip, large answers) has the others. All models share one batcher and one worker, because they share
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar, cast
 
@@ -124,6 +126,7 @@ class Embedder:
             max_batch_cost=settings.max_batch_frames,
             max_batch_items=settings.max_batch_items,
             max_queue_cost=settings.max_queue_frames,
+            max_queue_s=settings.max_queue_s,
             max_wait_s=settings.max_wait_ms / 1000,
             hold_s=settings.hold_ms / 1000,
             is_more_coming=lambda: self._opening > 0,
@@ -144,7 +147,7 @@ class Embedder:
         """One clip. Raises Overloaded, or the errors of audio.decode."""
         clip = _Clip(model, upload, ask, self._max_audio_s, _Budget(ask))
         try:
-            share = await self._open(clip)
+            share = await self._open(clip, is_lone=True)
             with self.batcher.admit(clip.cost(share)) as place:
                 await self._finish(clip, share, place)
         finally:
@@ -160,7 +163,7 @@ class Embedder:
         budget = _Budget(ask)
         clips = [_Clip(model, upload, ask, self._max_audio_s, budget) for upload in uploads]
         try:
-            shares = await _all(_caught(self._open, clip) for clip in clips)
+            shares = await _all(_caught(self._open, clip, len(clips) == 1) for clip in clips)
             budget.check()
             for share in shares:
                 if isinstance(share, Overloaded):
@@ -221,7 +224,7 @@ class Embedder:
                 retry_after_s=self.batcher.retry_after_s(),
             )
 
-    async def _open(self, clip: "_Clip") -> list[Job]:
+    async def _open(self, clip: "_Clip", is_lone: bool) -> list[Job]:
         """The first share, which for most clips is all. Raises Overloaded when too many clips wait.
 
         Those that are being decoded will take room too: without counting them, an overloaded server would
@@ -230,19 +233,30 @@ class Embedder:
         self._check_opening()
         self._opening += 1
         try:
-            share = await self.in_thread(clip.next_share, takes_long=clip.is_long)
+            first = partial(self._first_share, clip) if is_lone else clip.next_share
+            share = await self.in_thread(first, takes_long=clip.is_long)
             self._usual_cost += NEWEST * (clip.cost(share) - self._usual_cost)
             return share
         finally:
             self._opening -= 1
             self.batcher.reconsider()
 
+    def _first_share(self, clip: "_Clip") -> list[Job]:
+        """In a decode thread: of a clip that is alone in its request. Where the request is alone too, its one
+        window has been run when it ends."""
+        share = clip.next_share()
+        if clip.is_read and len(share) == 1 and self._opening == 1:
+            started = time.perf_counter()
+            clip.early_outputs = self.batcher.run_here(share)
+            clip.ran_early_s = time.perf_counter() - started
+        return share
+
     async def _finish(self, clip: "_Clip", share: list[Job], place: Place[Job, Output]) -> None:
         """Run share after share, decoding the next one meanwhile."""
         while share:
             following = None if clip.is_read else asyncio.ensure_future(self._next_share(clip))
             try:
-                outputs = await place.run(share)
+                outputs = self._early(clip, place) or await place.run(share)
                 if clip.needs_frames:  # pooling thousands of frames takes milliseconds
                     await self.in_thread(lambda: clip.add(share, outputs), takes_long=clip.is_long)  # noqa: B023
                 else:
@@ -253,6 +267,13 @@ class Embedder:
                     following.cancel()
                     await asyncio.gather(following, return_exceptions=True)
                     following = None  # it leads to its error, whose traceback leads here
+
+    def _early(self, clip: "_Clip", place: Place[Job, Output]) -> list[Output] | None:
+        """What `_first_share` has already made of the share; it waited for nobody."""
+        if clip.early_outputs is not None:
+            place.ran_s += clip.ran_early_s
+            self.batcher.on_wait(0.0)
+        return clip.early_outputs
 
     async def _next_share(self, clip: "_Clip") -> list[Job]:
         return await self.in_thread(clip.next_share, takes_long=True)
@@ -321,6 +342,8 @@ class _Clip:
 
     def __init__(self, model: Model, upload: Upload, ask: Ask, max_audio_s: float, budget: _Budget) -> None:
         self.timings = Timings()
+        self.early_outputs: list[Output] | None = None  # of the first and only share
+        self.ran_early_s = 0.0
         self.is_read = False
         self.is_long = _n_bytes(upload) > LONG_BYTES
         self._model = model

@@ -206,10 +206,12 @@ class Model:
         device: Device = "auto",
         precision: Precision = "auto",
         threads: int = 1,
+        lanes: int | None = None,
         max_batch: int = 32,
         tensorrt_cache: Path | None = None,
     ) -> "Model":
-        """Checks everything and reads the graph; `threads` within one run. Raises ModelFolderError.
+        """Checks everything and reads the graph; `threads` within the run of one item, `lanes` (by default as
+        many) parts of a batch side by side. Raises ModelFolderError.
 
         max_batch: the most items of a batch, and tensorrt_cache: both for TensorRT, see service/session.py.
         """
@@ -228,7 +230,8 @@ class Model:
                 half=chosen == "float16",
                 cache=tensorrt_cache,
             )
-            session = Session(folder / GRAPH_FILES[chosen], device=device, threads=threads, tensorrt=engine)
+            file = folder / GRAPH_FILES[chosen]
+            session = Session(file, device=device, threads=threads, lanes=lanes, tensorrt=engine)
             _check_graph(session, card, GRAPH_FILES[chosen])
             return cls(folder, card, logmel, session, heads, chosen)
 

@@ -75,12 +75,17 @@ class TensorRT:
 
 
 class Session:
-    """An open graph. Whoever calls `run` and `reopen` is one thread at a time. Raises ModelFolderError."""
+    """An open graph. Whoever calls `run` and `reopen` is one thread at a time. threads: for one item; lanes:
+    for a batch, by default as many. Raises ModelFolderError.
+    """
 
-    def __init__(self, path: Path, *, device: str, threads: int, tensorrt: TensorRT) -> None:
+    def __init__(
+        self, path: Path, *, device: str, threads: int, tensorrt: TensorRT, lanes: int | None = None
+    ) -> None:
         self.device = device
         self._path = path
         self._threads = threads
+        self._n_lanes = lanes or threads
         self._providers = providers_of(device, tensorrt)
         self._session: onnxruntime.InferenceSession | None = self._open()
         self._lanes: Lanes | None = self._open_lanes()
@@ -114,7 +119,7 @@ class Session:
         """On a CPU with several threads."""
         if self.device != "cpu" or self._threads == 1:
             return None
-        return Lanes(self._open(threads=1), self._threads)
+        return Lanes(self._open(threads=1), self._n_lanes)
 
     def _open(self, threads: int | None = None) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
@@ -145,7 +150,7 @@ class Lanes:
         self.least_items = 2 * n_lanes  # of fewer, each costs more alone than all threads need together
         self._session = session
         self._n_lanes = n_lanes
-        self._helpers = ThreadPoolExecutor(n_lanes - 1, thread_name_prefix="viola-lane")
+        self._helpers = ThreadPoolExecutor(max(1, n_lanes - 1), thread_name_prefix="viola-lane")
 
     def run(self, names: Sequence[str], feed: Feed) -> list[NDArray[Any]]:
         """As a session's own `run`. Raises the first error once no part is running any more."""

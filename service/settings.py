@@ -116,6 +116,12 @@ class Settings(BaseSettings):
         ge=1,
         description="Log-mel frames that may wait or be worked on; a request beyond them gets 503 at once.",
     )
+    max_queue_s: float = Field(
+        default=5,
+        gt=0,
+        description="The same in seconds, at the throughput measured last: a request that would wait longer "
+        "gets 503 at once, so that those who are admitted are answered in about this time.",
+    )
     deadline_s: float = Field(
         default=60,
         gt=0,

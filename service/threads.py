@@ -26,29 +26,33 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 class ThreadPlan:
     """How many threads one process starts. `reason` is the line for the log."""
 
-    inference: int  # threads inside onnxruntime, driven by the one worker thread
+    inference: int  # threads inside onnxruntime for one item, which has the machine to itself
+    lanes: int  # parts of a batch that run side by side, one thread each
     decode: int  # threads that decode audio and compute log-mels
     cores: int  # cores this process plans with
     reason: str
 
 
 def plan(settings: Settings) -> ThreadPlan:
-    """Share the cores out among the processes; in each, decoding and inference may both use all of it.
+    """Share the cores out among the processes; in each, decoding and inference may both use all of it, and a
+    clip that is alone in its process all cores: most likely the other processes have nothing to do either.
 
     They overlap only in part (a clip is decoded in a tenth of the time that its inference takes), so that the
     cores are kept full and no thread waits for long.
     """
     total, source = (settings.threads, "VIOLA_THREADS") if settings.threads else usable_cores()
     cores = max(1, total // settings.workers)
-    inference = min(cores, MOST_INFERENCE_THREADS)
+    inference = min(total, MOST_INFERENCE_THREADS)
+    lanes = min(cores, MOST_INFERENCE_THREADS)
     decode = max(cores, LEAST_DECODE_THREADS)
     shared = f" shared by {settings.workers} processes" if settings.workers > 1 else ""
     return ThreadPlan(
         inference=inference,
+        lanes=lanes,
         decode=decode,
         cores=cores,
-        reason=f"{total} core(s) from {source}{shared}: {inference} thread(s) for inference, "
-        f"{decode} for decoding, 1 for BLAS",
+        reason=f"{total} core(s) from {source}{shared}: {inference} thread(s) for the inference of "
+        f"one clip, {lanes} for that of a batch, {decode} for decoding, 1 for BLAS",
     )
 
 

@@ -257,7 +257,8 @@ def test_peers_without_an_environment_are_told_and_busy_ones_are_alone(
     monkeypatch.setattr(install, "ENVIRONMENTS", tmp_path)
     skipped: dict[str, str] = {}
     (alone,) = load.groups(Path("models/byola"), "int8", PEERS, skipped)
-    assert [entry.name for entry in alone] == ["viola int8", "viola int8, raw body, base64"]
+    ours = ["viola int8", "viola int8, raw body, base64", "viola int8, 1 worker per core"]
+    assert [entry.name for entry in alone] == ours
     assert set(skipped) == {peer.name for peer in PEERS}
     assert skipped["Ray Serve"] == "not installed; python -m benchmarks.peers.install ray"
 
@@ -265,7 +266,7 @@ def test_peers_without_an_environment_are_told_and_busy_ones_are_alone(
         (tmp_path / name).mkdir()
         (tmp_path / name / "installed.txt").write_text(install.requirements(name).read_text())
     together, busy = load.groups(Path("models/byola"), "int8", PEERS, {})
-    assert [entry.name for entry in together[2:]] == ["FastAPI", "FastAPI, 1 thread a call"]
+    assert [entry.name for entry in together[3:]] == ["FastAPI", "FastAPI, 1 thread a call"]
     assert [entry.name for entry in busy] == ["viola int8", "Ray Serve"]
 
 
@@ -319,16 +320,18 @@ def row(entry: str, clients: int, ratio: float, graph: str = "int8") -> dict[str
 
 
 def test_the_table_tells_the_best_peer_and_whether_the_goal_is_reached() -> None:
-    viola_rows = [row("viola int8", 32, 1.0), row("viola int8, raw body, base64", 32, 1.2)]
+    viola_rows = [row("viola int8", 32, 1.0), row("viola int8, raw body, base64", 32, 1.6)]
     peers = [row("slow", 32, 0.25), row("infinity", 32, 0.4)]
     assert load.verdict([*viola_rows, *peers], "int8").endswith(
-        "32 clients: 2.50 × infinity, 3.00 × with a raw body and base64 (reached)."
+        "32 clients, infinity: 2.50 × by viola int8, 4.00 × by viola int8, raw body, base64 (reached)."
     )
     near = row("infinity", 32, 0.8)
-    assert "1.25 × infinity" in (text := load.verdict([*viola_rows, near], "int8"))
+    assert "infinity: 1.25 × by viola int8, 2.00 ×" in (text := load.verdict([*viola_rows, near], "int8"))
     assert "(**not reached**)" in text
+    workers = row("viola int8, 1 worker per core", 32, 1.8)
+    assert load.verdict([*viola_rows, workers, near], "int8").endswith("per core (reached).")
     ahead = [row("viola float32", 1, 1.0, "float32"), row("infinity", 1, 1.25, "float32")]
-    assert "1 client: 0.80 × infinity" in (text := load.verdict(ahead, "float32"))
+    assert "1 client, infinity: 0.80 × by viola float32" in (text := load.verdict(ahead, "float32"))
     assert "(**not reached**)" in text
 
 

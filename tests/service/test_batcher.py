@@ -263,6 +263,62 @@ def test_overloaded_says_when_to_come_back_from_queue_and_throughput() -> None:
         assert batcher.retry_after_s() == 5  # 450 at 100 a second, rounded up
 
 
+def test_a_request_that_would_wait_too_long_is_refused() -> None:
+    batcher = batcher_for(Recorder(), max_queue_s=3.0)
+    with batcher.admit(900):
+        pass  # nothing is measured yet: only the cost counts
+    batcher._measure(cost=200, seconds=2.0)
+    with batcher.admit(900), pytest.raises(Overloaded):  # alone it may take as long as it takes
+        batcher.admit(1)
+    with batcher.admit(200):
+        batcher.check_room(100)
+        with pytest.raises(Overloaded):
+            batcher.check_room(101)
+
+
+def test_an_idle_batcher_lets_a_thread_run_its_item_itself() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        assert await asyncio.to_thread(batcher.run_here, [Job("a")]) == ["A"]
+        assert batcher.stuck_s == 0
+
+    assert with_batcher(story).batches == [["a"]]
+
+
+def test_where_somebody_is_worked_for_a_thread_leaves_its_item_to_the_worker() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        first = await hold_the_worker(batcher, recorder)
+        assert await asyncio.to_thread(batcher.run_here, [Job("a")]) is None
+        recorder.gate.set()
+        await first
+
+    assert with_batcher(story).batches == [["first"]]
+
+
+def test_the_worker_waits_for_the_thread_that_runs_an_item_itself() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        recorder.gate.clear()
+        here = asyncio.create_task(asyncio.to_thread(batcher.run_here, [Job("a")]))
+        await asyncio.to_thread(recorder.entered.wait, 5)
+        there = asyncio.create_task(batcher.submit([Job("b")]))
+        await asyncio.sleep(0.05)
+        assert recorder.batches == [["a"]]
+        assert batcher.stuck_s > 0.04
+        recorder.gate.set()
+        assert await asyncio.gather(here, there) == [["A"], ["B"]]
+
+    assert with_batcher(story).batches == [["a"], ["b"]]
+
+
+def test_an_item_that_fails_in_its_thread_is_the_workers_to_fail() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        assert await asyncio.to_thread(batcher.run_here, [Job("poison")]) is None
+        with pytest.raises(ValueError, match="poison"):
+            await batcher.submit([Job("poison")])
+        assert await batcher.submit([Job("b")]) == ["B"]
+
+    assert with_batcher(story).batches == [["poison"], ["poison"], ["b"]]
+
+
 def test_items_whose_caller_has_gone_are_dropped_before_the_batch_forms() -> None:
     dropped: list[int] = []
 

@@ -87,18 +87,18 @@ def test_shares_through_the_batcher_give_what_one_window_after_the_other_gives(
 def test_a_long_clip_holds_two_shares_of_the_queue_and_a_short_one_what_it_is(toy_model: Model) -> None:
     async def story(embedder: Embedder) -> None:
         costs: list[int] = []
-        run = embedder.batcher._run_batch
+        admit = embedder.batcher.admit
 
-        def note(jobs: list[Any]) -> Any:
-            costs.append(embedder.batcher.admitted_cost)
-            return run(jobs)
+        def note(cost: int) -> Any:
+            costs.append(cost)
+            return admit(cost)
 
-        embedder.batcher._run_batch = note
+        embedder.batcher.admit = note
         await embedder.embed(toy_model, Upload(flac(1.0)), Ask(), Timings())
         assert costs == [104]  # 101 frames, padded
         costs.clear()
         await embedder.embed(toy_model, Upload(flac(60.0)), Ask(), Timings())
-        assert set(costs) == {2 * embedder_module.SHARE * WINDOW}
+        assert costs == [2 * embedder_module.SHARE * WINDOW]
 
     with_embedder(story)
 
@@ -310,6 +310,36 @@ class SlowFile(io.BytesIO):
         return super().read(size)
 
 
+def test_a_clip_that_is_alone_is_run_by_the_thread_that_decoded_it(
+    toy_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    run = Model.run
+
+    def noted(self: Model, *arguments: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread().name.rpartition("-")[0])
+        return run(self, *arguments, **options)
+
+    monkeypatch.setattr(Model, "run", noted)
+
+    async def embed(embedder: Embedder, seconds: float) -> np.ndarray:
+        sound = await embedder.embed(toy_model, Upload(flac(seconds)), Ask(), Timings())
+        return sound.embedding.vector
+
+    async def story(embedder: Embedder) -> None:
+        alone = await embed(embedder, 1.0)
+        assert threads == ["viola-decode"]
+        together = await asyncio.gather(*(embed(embedder, 1.0) for _ in range(4)))
+        assert threads[1:].count("viola-model") >= 1
+        for vector in together:
+            np.testing.assert_allclose(vector, alone, rtol=1e-5, atol=1e-6)
+        threads.clear()
+        await embed(embedder, 5.0)  # three windows
+        assert set(threads) == {"viola-model"}
+
+    with_embedder(story)
+
+
 def test_stages_are_timed_and_counted(toy_model: Model) -> None:
     timings = Timings()
 
@@ -317,7 +347,8 @@ def test_stages_are_timed_and_counted(toy_model: Model) -> None:
         await embedder.embed(toy_model, Upload(flac(1.5)), Ask(), timings)
 
     page = with_embedder(story).page().decode()
-    assert min(timings.decode, timings.logmel, timings.queue, timings.inference) > 0
+    assert min(timings.decode, timings.logmel, timings.inference) > 0
+    assert timings.queue == 0  # it was alone
     assert timings.server_timing().startswith("read;dur=0.000, decode;dur=")
     assert "viola_audio_seconds_total 1.5" in page
     for stage in ("decode_duration", "logmel_duration", "queue_wait"):
