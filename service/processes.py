@@ -13,6 +13,7 @@ import fcntl
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -26,6 +27,9 @@ from uvicorn.supervisors import Multiprocess
 
 # The variable by which prometheus_client's files are found; workers inherit it from the supervisor.
 METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+
+PREFIX = "viola-metrics-"  # of the folder's name
+SUPERVISOR = "supervisor.lock"  # in the folder: held by the supervisor as long as it lives
 
 
 class NoTemporaryFolder(RuntimeError):  # noqa: N818 - it says what is missing
@@ -61,14 +65,26 @@ def metrics_folder(workers: int) -> Iterator[None]:
         yield
         return
     try:
-        temporary = tempfile.TemporaryDirectory(prefix="viola-metrics-", ignore_cleanup_errors=True)
+        temporary = tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
     except OSError as error:
         raise NoTemporaryFolder(
             f"{error.strerror}; let TMPDIR name a folder that may be written to"
         ) from error
-    with temporary as folder:
+    _remove_abandoned(Path(temporary.name).parent)
+    with temporary as folder, (Path(folder) / SUPERVISOR).open("w") as lock:
+        _locks(lock, fcntl.LOCK_EX)
         os.environ[METRICS_DIR] = folder
         yield
+
+
+def _remove_abandoned(temporary: Path) -> None:
+    """The folders of supervisors that were killed, once their last worker has ended."""
+    for supervisor in temporary.glob(f"{PREFIX}*/{SUPERVISOR}"):
+        folder = supervisor.parent
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            held = (stack.enter_context(path.open()) for path in (supervisor, *folder.glob("*.pid")))
+            if all(_locks(lock, fcntl.LOCK_EX) for lock in held):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

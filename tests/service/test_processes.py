@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,27 @@ def test_without_a_temporary_folder_several_workers_cannot_count(monkeypatch: py
         pass
     with metrics_folder(1):  # one counts in its memory
         pass
+
+
+def test_the_folder_of_a_killed_supervisor_is_removed_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead, orphaned, starting = (
+        tmp_path / f"viola-metrics-{name}" for name in ("dead", "orphaned", "starting")
+    )
+    for folder in (dead, orphaned, starting):
+        folder.mkdir()
+    for folder in (dead, orphaned):
+        (folder / "supervisor.lock").touch()
+    worker = Slot.claim(orphaned)  # it lives longer than its supervisor
+    with metrics_folder(2):
+        living = Path(os.environ[METRICS_DIR])
+        with metrics_folder(2):
+            assert living.is_dir()
+            assert not dead.exists()
+            assert orphaned.is_dir()
+            assert starting.is_dir()  # it holds no lock yet
+    worker.lock.close()
+    with metrics_folder(2):
+        assert not orphaned.exists()
