@@ -43,6 +43,10 @@ NEWEST = 0.1
 # waits for this batch: a quarter of it is a window of a long clip, which gains nothing from company.
 TURN = 0.25
 
+# Batches of newcomers in a row that may go before somebody who was served before and waits longer: with the one
+# that stood before him in the line he has a fifth of the turns at least.
+PASSED = 3
+
 
 class Batcher(Generic[Item, Result]):
     """Batches of items of one group, taken in turns from those who wait.
@@ -94,6 +98,7 @@ class Batcher(Generic[Item, Result]):
         self._line: deque[Place[Item, Result]] = deque()  # those with waiting items, longest unserved first
         self._unanswered: dict[_Share[Item, Result], Place[Item, Result]] = {}  # in the line or in a batch
         self._cost_per_s: float | None = None
+        self._passed = 0  # batches in a row that went before the first in the line
         self._closing = False
         self._somebody_left = False
         self._is_holding = False
@@ -269,7 +274,7 @@ class Batcher(Generic[Item, Result]):
         )
 
     def _take(self) -> "list[_Waiting[Item, Result]]":
-        """The next batch: a group of whoever waits longest, one item of each place in turn.
+        """The next batch: a group of whoever is first (see `_first_group`), one item of each place in turn.
 
         Places that have none of this group keep their position, those that were served go to the back.
         Further rounds fill no more than TURN of the batch, so that the many windows of a long clip do not
@@ -281,7 +286,7 @@ class Batcher(Generic[Item, Result]):
         batch: list[_Waiting[Item, Result]] = []
         cost, budget = 0, float(self._max_batch_cost)
         turn, served, passed_over = self._line, deque[Place[Item, Result]](), deque[Place[Item, Result]]()
-        group = next(iter(turn[0].waiting)) if turn else None
+        group = self._first_group()
         while turn:
             place = turn.popleft()
             head = place.first_of(group)
@@ -292,6 +297,7 @@ class Batcher(Generic[Item, Result]):
                 break
             else:
                 batch.append(place.take(group))
+                place.is_new = False
                 cost += head.cost
                 if place.waiting:
                     served.append(place)
@@ -302,6 +308,19 @@ class Batcher(Generic[Item, Result]):
         if not self._line:
             self._work_waits.clear()
         return batch
+
+    def _first_group(self) -> Hashable:
+        """Of the place that is served next: of those that were never served the one that waits longest, so
+        that a short clip waits for the window that is being run and not for another one of the same upload;
+        but PASSED batches in a row at most pass by whoever waits longest of all. None where nobody waits.
+        """
+        if not self._line:
+            return None
+        first = self._line[0]
+        if not first.is_new and self._passed < PASSED:
+            first = next((place for place in self._line if place.is_new), first)
+        self._passed = 0 if first is self._line[0] else self._passed + 1
+        return next(iter(first.waiting))
 
     def _forget_those_who_left(self) -> None:
         """Drop the items that nobody waits for: the caller was cancelled, or an earlier item of it failed."""
@@ -356,6 +375,7 @@ class Place(Generic[Item, Result]):
 
     def __init__(self, batcher: Batcher[Item, Result], cost: int) -> None:
         self.waiting: dict[Hashable, deque[_Waiting[Item, Result]]] = {}  # by group, none of them empty
+        self.is_new = True  # until its first item is taken
         self.waited_s = 0.0  # from handing a share in until its first item is taken
         self.ran_s = 0.0  # from there until its last result, other requests' turns between them included
         self._batcher = batcher

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batcher
+from service.batcher import Batcher, _Share
 from service.errors import Overloaded, ViolaError
 
 
@@ -157,6 +157,39 @@ def test_a_window_that_is_more_than_a_quarter_of_a_batch_goes_alone() -> None:
         await asyncio.gather(*tasks)
 
     assert with_batcher(story).batches == [["first"], ["w0"], ["s"], ["w1"], ["w2"]]
+
+
+def test_a_newcomer_goes_before_the_next_window_of_a_long_clip() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        first = await hold_the_worker(batcher, recorder)
+        (long,) = await line_up(batcher, [Job(f"w{i}", 100, group="window") for i in range(4)])
+        recorder.entered.clear()
+        recorder.gate.set()
+        while len(recorder.batches) < 2:
+            await asyncio.sleep(0)
+            recorder.gate.clear()
+        (short,) = await line_up(batcher, [Job("short")])  # while w0 is run, w1 has waited longer
+        recorder.gate.set()
+        await asyncio.gather(first, long, short)
+
+    batches = with_batcher(story, max_batch_cost=100).batches
+    assert batches.index(["short"]) == batches.index(["w0"]) + 1
+
+
+def test_newcomers_do_not_keep_a_long_clip_waiting_for_ever() -> None:
+    batcher = batcher_for(Recorder(), max_batch_cost=100)
+
+    async def take() -> list[str]:
+        taken: list[str] = []
+        long = batcher.admit(1)
+        batcher.enter(long, _Share([Job(f"w{i}", 100, group="window") for i in range(3)]))
+        taken += [each.item.name for each in batcher._take()]
+        for number in range(9):  # there is always one that was never served
+            batcher.enter(batcher.admit(1), _Share([Job(f"s{number}", 100)]))
+            taken += [each.item.name for each in batcher._take()]
+        return taken
+
+    assert asyncio.run(take()) == ["w0", "s0", "s1", "s2", "w1", "s3", "s4", "s5", "s6", "w2"]
 
 
 def test_two_requests_that_share_no_group_do_not_alternate_in_batches_of_one() -> None:
