@@ -155,9 +155,10 @@ def create_app(settings: Settings, slot: Slot | None = None) -> FastAPI:
         server.tracer = Tracer(VERSION)
     metrics.tell_build(VERSION)
     metrics.expect_errors(error_codes())
-    metrics.watch(metrics.queue_limit, lambda: settings.max_queue_frames)
+    metrics.watch(metrics.queue_limit, lambda: embedder.batcher.limit_cost)
     metrics.watch(metrics.ready, lambda: server.not_ready() is None)
     app.include_router(routes)
+    api_docs.mount(app)
     page.mount(app)
 
     def answer_error(request: Request, error: Exception) -> Response:

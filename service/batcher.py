@@ -43,8 +43,8 @@ NEWEST = 0.1
 # waits for this batch: a quarter of it is a window of a long clip, which gains nothing from company.
 TURN = 0.25
 
-# Batches of newcomers in a row that may go before somebody who was served before and waits longer: with the one
-# that stood before him in the line he has a fifth of the turns at least.
+# Batches of newcomers in a row that may go before somebody who was served before and waits longer: with the
+# one that stood before him in the line he has a fifth of the turns at least.
 PASSED = 3
 
 
@@ -127,6 +127,12 @@ class Batcher(Generic[Item, Result]):
         begun = [at for at in (self._batch_started, self._started_here) if at is not None]
         return time.perf_counter() - min(begun) if begun else 0.0
 
+    @property
+    def limit_cost(self) -> float:
+        """What may be admitted at the same time, by both budgets."""
+        limit_s = self._max_queue_s * self._cost_per_s if self._cost_per_s else math.inf
+        return min(self._max_queue_cost, limit_s)
+
     async def drain(self) -> None:
         """Admit nobody else, finish what was admitted, stop."""
         self._closing = True
@@ -152,8 +158,7 @@ class Batcher(Generic[Item, Result]):
             raise Overloaded("the server is shutting down", retry_after_s=1)
         if not self._admitted:
             return
-        admitted = self.admitted_cost + cost
-        if admitted > self._max_queue_cost or self._seconds(admitted) > self._max_queue_s:
+        if self.admitted_cost + cost > self.limit_cost:
             raise Overloaded("the queue is full, try again later", retry_after_s=self.retry_after_s())
 
     async def submit(self, items: Sequence[Item]) -> list[Result]:
@@ -163,11 +168,7 @@ class Batcher(Generic[Item, Result]):
 
     def retry_after_s(self) -> int:
         """Whole seconds until what is admitted now will be done, at the throughput of the last batches."""
-        return max(1, math.ceil(self._seconds(self.admitted_cost)))
-
-    def _seconds(self, cost: float) -> float:
-        """Of work, at the throughput of the last batches; 0 before the first."""
-        return cost / self._cost_per_s if self._cost_per_s else 0.0
+        return max(1, math.ceil(self.admitted_cost / self._cost_per_s)) if self._cost_per_s else 1
 
     def run_here(self, items: list[Item]) -> list[Result] | None:
         """In the caller's thread, at once: the results of items of one group; None where somebody waits or is
