@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 
-from service import errors, openai_api, page, schema
+from service import api_docs, errors, openai_api, page, schema
 from service.answers import asked_array, classify_content, embed_content, json_answer, npy_answer, wants_npy
 from service.attendance import Attended, deadline_s
 from service.drain import draining
@@ -147,6 +147,7 @@ def create_app(settings: Settings, slot: Slot | None = None) -> FastAPI:
         version=VERSION,
         summary=SUMMARY,
         lifespan=_lifespan,
+        docs_url=None,
         redoc_url=None,
         telemetry=TRACED_HERE,
     )

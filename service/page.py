@@ -5,6 +5,8 @@ to; it calls the routes that any client calls.
 """
 
 import html
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -26,16 +28,21 @@ HEADERS = {
 }
 
 
-def mount(app: Starlette) -> None:
+def mount(app: Starlette, path: str = PATH, folder: str | os.PathLike[str] = FOLDER) -> None:
     """Serve the page's files. Its own route is among the others, so that it is counted as one of them."""
-    app.mount(PATH, _Files(directory=FOLDER))
+    app.mount(path, _Files(directory=folder))
 
 
 def home(request: Request) -> Response:
-    """The page itself, told the path prefix that it is served behind."""
-    text = (FOLDER / "index.html").read_text(encoding="utf-8")
+    """The page itself."""
+    return document(request, "index.html", HEADERS)
+
+
+def document(request: Request, name: str, headers: Mapping[str, str]) -> Response:
+    """A file of FOLDER, told the path prefix that it is served behind."""
+    text = (FOLDER / name).read_text(encoding="utf-8")
     prefix = html.escape(request.scope.get("root_path", "").rstrip("/"))
-    return HTMLResponse(text.replace("{{root_path}}", prefix), headers=HEADERS)
+    return HTMLResponse(text.replace("{{root_path}}", prefix), headers=dict(headers))
 
 
 class _Files(StaticFiles):

@@ -4,6 +4,8 @@ Skipped where there is no Chromium (`apt-get install chromium`; or VIOLA_CHROMIU
 VIOLA_SCREENSHOTS names a folder that screenshots are written to.
 """
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -63,7 +65,16 @@ def browser(microphone: Path) -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, url: str) -> Iterator[Page]:
-    """The page, loaded. At its end: no other host was asked for anything, and the console is empty."""
+    """The page, loaded."""
+    with watched(browser, url) as page:
+        page.goto(url)
+        expect(page.locator("#model")).to_have_value("byola", timeout=PATIENCE_MS)
+        yield page
+
+
+@contextlib.contextmanager
+def watched(browser: Browser, url: str) -> Iterator[Page]:
+    """An empty page. At its end: no other host was asked for anything, and the console is empty."""
     context = browser.new_context(viewport={"width": 1000, "height": 900})
     page = context.new_page()
     page.set_default_timeout(PATIENCE_MS)
@@ -72,8 +83,6 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(url)
-    expect(page.locator("#model")).to_have_value("byola", timeout=PATIENCE_MS)
     yield page
     assert {each for each in asked if not each.startswith((url, "blob:", "data:"))} == set()
     assert [each for each in said if "422" not in each] == []  # the browser's own line on a refused file
@@ -229,6 +238,35 @@ def test_the_page_works_behind_a_path_prefix_and_may_load_nothing_else(url: str)
     with running(_behind_a_prefix()) as server:
         answer = httpx.get(f"http://127.0.0.1:{server.port}/viola/")
         assert '<base href="/viola/">' in answer.text
+
+
+def test_the_api_page_is_complete_without_another_host(browser: Browser, url: str) -> None:
+    assert "unsafe" not in httpx.get(f"{url}docs").headers["Content-Security-Policy"]
+    with watched(browser, url) as page:
+        page.goto(f"{url}docs")
+        look(page, "docs")
+        assert call_classify(page) == "dog"
+
+
+def test_the_api_page_works_behind_a_path_prefix(browser: Browser) -> None:
+    with running(_behind_a_prefix()) as server:
+        url = f"http://127.0.0.1:{server.port}/viola/"
+        with watched(browser, url) as page:
+            page.goto(f"{url}docs")
+            assert call_classify(page) == "dog"
+            assert page.url.startswith(f"{url}docs#")
+
+
+def call_classify(page: Page) -> str:
+    """The first tag, by the form that /docs has for POST /classify."""
+    route = page.locator(".opblock-post").filter(has=page.locator("[data-path='/classify']"))
+    route.locator(".opblock-summary-control").click()
+    route.get_by_role("button", name="Try it out").click()
+    route.locator("input[type=file]").set_input_files(str(FIXTURES / "dog_bark_44k1_mono.ogg"))
+    route.get_by_role("button", name="Execute").click()
+    answer = route.locator(".live-responses-table .microlight").first
+    expect(answer).to_contain_text('"tags"', timeout=PATIENCE_MS)
+    return str(json.loads(str(answer.text_content()))["tags"][0]["label"])
 
 
 def _behind_a_prefix():  # type: ignore[no-untyped-def]
