@@ -1,73 +1,48 @@
-"""Audio files in, a table of embeddings out, without HTTP or from a running server.
+"""Audio files in, embeddings out, without HTTP or from a running server.
 
-    python -m service embed FILE|DIR ... --model NAME --out OUT.{npz,parquet}
+    python -m service embed FILE|DIR|CSV|URL ... --model NAME --out OUT.{npz,parquet} | OUT/
 
-The table holds, in input order, `embeddings` (n, D) float32, `paths` (n,), `durations_s` (n,) and
-`modified_s` (n,), when each file was last modified before it was embedded (seconds since 1970); and `model`,
-which tells the model that made it (in parquet: `viola_model` in the schema's metadata).
+A CSV names files in its column `path` or `file_name`; URLs (s3://, gs://, ...) are read through fsspec.
 
-Results are kept in OUT.partial/ a few hundred at a time, so that a run stopped in any way goes on where it
-was when the same command is given again; files in a finished OUT are not embedded again either, unless they
-have changed since. Files may be added, but none is ever dropped: an OUT with files that this run does not
-find is an error, as are results of another model. `--overwrite` starts anew.
+OUT/ is a folder of parquet files, for any number of sounds: see service/bulk_folder.py, and for `--ray`
+service/ray_embed.py. OUT.npz or OUT.parquet is one table, which holds, in input order, `embeddings` (n, D)
+float32, `paths` (n,), `durations_s` (n,) and `modified_s` (n,), when each file was last modified before it
+was embedded (seconds since 1970); and `model`, which tells the model that made it (in parquet:
+`viola_model` in the schema's metadata).
+
+Results of one table are kept in OUT.partial/ a few hundred at a time, so that a run stopped in any way goes
+on where it was when the same command is given again; files in a finished OUT are not embedded again either,
+unless they have changed since. Files may be added, but none is ever dropped: an OUT with files that this
+run does not find is an error, as are results of another model. `--overwrite` starts anew.
 
 A bad file is reported and tried again next time; if OUT holds it from an earlier run, that row stays. Exit
-code: 0 if the table holds at least one embedding, 1 if none or if the command cannot run, 2 for wrong
-arguments, 130 after Ctrl-C.
+code: 0 if OUT holds at least one embedding, 1 if none or if the command cannot run, 2 for wrong arguments,
+130 after Ctrl-C.
 """
 
 import argparse
-import base64
-import http.client
-import json
-import math
 import os
 import shutil
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import cast
 
-import numpy as np
-from numpy.typing import NDArray
-
+from service.bulk_folder import PART_ROWS, Parts, embed_into
+from service.bulk_inputs import modified_s, places
+from service.bulk_server import server_at
+from service.bulk_table import CannotRun, Row, Table, check_parquet, read_table, write_table
 from service.errors import ViolaError
-from service.model import GRAPH_FILES, Model
-from service.offline import FileResult, audio_files, embed_files
+from service.model import GRAPH_FILES, Model, Precision
+from service.offline import Embed, FileResult, Place, embed_files
+from service.session import Device
 from service.threads import usable_cores
 
-SHARD_FILES = 256  # results are kept after so many files
+SHARD_FILES = 256  # results of one table are kept after so many files
 SHARD_S = 10.0  # or seconds, whichever comes first
-REQUESTS_AT_ONCE = 8
-TRIES = 8  # of a request that an overloaded server turns away
-CARD_TIMEOUT_S = 30.0  # without a byte from the server
-CLIP_TIMEOUT_S = 300.0  # the same: five times the server's own deadline, unless that was raised
-BROKEN_OFF = (  # the connection is lost after it was there
-    BrokenPipeError,
-    ConnectionAbortedError,
-    ConnectionResetError,
-    TimeoutError,
-    http.client.HTTPException,
-)
-
-Embed = Callable[[list[Path]], Iterator[FileResult]]
-
-
-class CannotRun(Exception):  # noqa: N818 - read as a sentence
-    """The command cannot go on; its text says why and what to do."""
-
-
-class BrokenOff(CannotRun):
-    """The server was there, but its answer did not come, or not as a whole."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -84,10 +59,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    out: Path = arguments.out
-    paths = audio_files(arguments.inputs)
+    if _is_folder(arguments):
+        return _into_folder(arguments)
+    return _into_table(arguments)
+
+
+def _into_table(arguments: argparse.Namespace) -> int:
+    out = Path(arguments.out)
+    paths = list(dict.fromkeys(places(arguments.inputs)))
     if not paths:
-        raise CannotRun("no audio file found in " + ", ".join(map(str, arguments.inputs)))
+        raise _nothing_found(arguments)
     _check_out(out, paths)
     model_id, embed = _remote(arguments) if arguments.url else _local(arguments)
     results = Results(out, model_id)
@@ -106,15 +87,83 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if n_done else 1
 
 
+def _into_folder(arguments: argparse.Namespace) -> int:
+    """As `_into_table`, while no more than a part of the results is held."""
+    out: str = arguments.out
+    if out.endswith((".npz", ".parquet")):
+        raise CannotRun(
+            f"--out {out}: with --ray, or as a URL, it is a folder; write {out.rpartition('.')[0]}/"
+        )
+    parts, embedded = _on_ray(arguments) if arguments.ray else _here(arguments)
+    with closing(embedded):
+        for _ in _with_progress(embedded):
+            pass
+    if parts.n_found == 0:
+        raise _nothing_found(arguments)
+    n_done, n_failed = parts.counts()
+    if parts.n_embedded_already:
+        _say(f"{parts.n_embedded_already} of {parts.n_found} files were embedded already")
+    _say(f"{n_done} of {parts.n_found} files in {out}" if n_done else "no file could be embedded")
+    if n_failed:
+        _say(f"{n_failed} could not be embedded: {parts.folder.out.rstrip('/')}/_failed-*.parquet says why")
+    return 0 if n_done else 1
+
+
+def _here(arguments: argparse.Namespace) -> tuple[Parts, Generator[FileResult, None, None]]:
+    model_id, embed = _remote(arguments) if arguments.url else _local(arguments)
+    parts = Parts(arguments.out, model_id, overwrite=arguments.overwrite)
+    return parts, embed_into(parts, embed, places(arguments.inputs), part_rows=arguments.part_rows)
+
+
+def _on_ray(arguments: argparse.Namespace) -> tuple[Parts, Generator[FileResult, None, None]]:
+    from service.ray_embed import LOCAL, Cluster, embed_on_ray
+
+    device: Device = "cpu" if arguments.device == "auto" else arguments.device
+    precision: Precision = arguments.precision
+    if precision == "auto" and device != "cpu":
+        precision = "float32"
+    threads = arguments.threads or 1
+    is_local = arguments.ray == LOCAL
+    # Loaded here to see that it is whole, on the CPU, because this machine may have no other.
+    model_folder = _model_folder(arguments)
+    model = Model.load(model_folder, device="cpu", precision=precision)
+    cluster = Cluster(
+        address=arguments.ray,
+        actors=arguments.ray_actors or (max(1, usable_cores()[0] // threads) if is_local else None),
+        threads=threads,
+        workers=arguments.workers,
+        device=device,
+        precision=cast(Precision, model.precision),
+        folder=str(Path.cwd()),
+    )
+    parts = Parts(arguments.out, _id_of(model), overwrite=arguments.overwrite)
+    found = places(arguments.inputs)
+    return parts, embed_on_ray(parts, found, cluster, model_folder, part_rows=arguments.part_rows)
+
+
+def _nothing_found(arguments: argparse.Namespace) -> CannotRun:
+    return CannotRun("no audio file found in " + ", ".join(arguments.inputs))
+
+
+def _is_folder(arguments: argparse.Namespace) -> bool:
+    out: str = arguments.out
+    is_table = out.endswith((".npz", ".parquet"))
+    return bool(arguments.ray) or out.endswith("/") or "://" in out or (not is_table and Path(out).is_dir())
+
+
 def _how_to_go_on(arguments: argparse.Namespace) -> str:
-    partial = _partial(arguments.out)
+    without = " without --overwrite" if arguments.overwrite else ""
+    if _is_folder(arguments):
+        return (
+            f"stopped: what is done is kept in {arguments.out}; give the same command again{without} to go on"
+        )
+    partial = _partial(Path(arguments.out))
     if not partial.exists():
         return "stopped: nothing new was embedded"
-    without = " without --overwrite" if arguments.overwrite else ""
     return f"stopped: what is done is kept in {partial}; give the same command again{without} to go on"
 
 
-def _embed_all(embed: Embed, paths: list[Path], results: "Results") -> list[FileResult]:
+def _embed_all(embed: Embed, paths: list[Place], results: "Results") -> list[FileResult]:
     """Embeds and keeps; returns the results of the files that failed."""
     failed: list[FileResult] = []
     stream = embed(paths)
@@ -127,42 +176,6 @@ def _embed_all(embed: Embed, paths: list[Path], results: "Results") -> list[File
     finally:  # also when stopped
         results.keep()
     return failed
-
-
-class Row(NamedTuple):
-    """embedding: (D,) float32; duration_s: of the clip; modified_s: of the file, when it was embedded."""
-
-    embedding: NDArray[np.float32]
-    duration_s: float
-    modified_s: float
-
-
-@dataclass(frozen=True)
-class Table:
-    """embeddings: (n, D) float32; paths: (n,) str; durations_s, modified_s: (n,) float64; model: who made
-    them."""
-
-    embeddings: NDArray[np.float32]
-    paths: NDArray[np.str_]
-    durations_s: NDArray[np.float64]
-    modified_s: NDArray[np.float64]
-    model: str
-
-    @classmethod
-    def of(cls, rows: dict[str, Row], model: str) -> "Table":
-        """`rows`: at least one, by path."""
-        embeddings, durations_s, modified_s = zip(*rows.values(), strict=True)
-        return cls(
-            embeddings=np.stack(embeddings).astype(np.float32, copy=False),
-            paths=np.array(list(rows)),
-            durations_s=np.array(durations_s, dtype=np.float64),
-            modified_s=np.array(modified_s, dtype=np.float64),
-            model=model,
-        )
-
-    def rows(self) -> dict[str, Row]:
-        rows = map(Row, self.embeddings, self.durations_s.tolist(), self.modified_s.tolist())
-        return dict(zip(self.paths.tolist(), rows, strict=True))
 
 
 class Results:
@@ -182,18 +195,18 @@ class Results:
         self._out.unlink(missing_ok=True)
         shutil.rmtree(self.partial, ignore_errors=True)
 
-    def missing(self, paths: Iterable[Path]) -> list[Path]:
+    def missing(self, paths: Sequence[Place]) -> list[Place]:
         """The paths without a result, and those whose file has changed since. Raises CannotRun if the results
         are another model's, or if some are of other paths, which would be lost."""
         for file in self._files():
             table = read_table(file)
             self._check_model(table.model, file)
             self._earlier |= zip(table.paths.tolist(), table.modified_s.tolist(), strict=True)
-        self._modified_s = {str(path): _modified_s(path) for path in paths}
+        self._modified_s = {str(path): modified_s(path) for path in paths}
         self._check_none_is_lost()
         return [path for path in paths if self._earlier.get(str(path)) != self._modified_s[str(path)]]
 
-    def holds(self, path: Path) -> bool:
+    def holds(self, path: Place) -> bool:
         """Whether `path` was embedded before this run."""
         return str(path) in self._earlier
 
@@ -213,7 +226,7 @@ class Results:
         self._pending = {}
         self._kept_at = time.monotonic()
 
-    def finish(self, paths: Iterable[Path]) -> int:
+    def finish(self, paths: Iterable[Place]) -> int:
         """Writes `out`, the results of `paths` in their order, and clears `partial`; how many they are. If
         there are none, nothing is touched."""
         self.keep()
@@ -255,93 +268,14 @@ def _partial(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def read_table(path: Path) -> Table:
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            model = str(arrays["model"]) if "model" in arrays else ""
-            return Table(
-                embeddings=arrays["embeddings"],
-                paths=arrays["paths"],
-                durations_s=arrays["durations_s"],
-                modified_s=arrays["modified_s"],
-                model=model,
-            )
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise _not_a_table(path) from error
-
-
-def write_table(path: Path, table: Table) -> None:
-    """In one step: a reader sees no half-written file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                (_write_parquet if path.suffix == ".parquet" else _write_npz)(file, table)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise CannotRun(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _write_npz(file: Any, table: Table) -> None:
-    np.savez(file, **vars(table))
-
-
-def _write_parquet(file: Any, table: Table) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    n, D = table.embeddings.shape
-    vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(table.embeddings.reshape(n * D)), D)
-    columns = {
-        "embeddings": vectors,
-        "paths": table.paths.tolist(),
-        "durations_s": table.durations_s,
-        "modified_s": table.modified_s,
-    }
-    rows = pyarrow.table(columns).replace_schema_metadata({"viola_model": table.model})
-    pyarrow.parquet.write_table(rows, file)
-
-
-def _read_parquet(path: Path) -> Table:
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path)
-        vectors = rows["embeddings"].combine_chunks()
-        embeddings = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
-        model = (rows.schema.metadata or {}).get(b"viola_model", b"").decode()
-        return Table(
-            embeddings=embeddings,
-            paths=np.array(rows["paths"].to_pylist()),
-            durations_s=rows["durations_s"].to_numpy(),
-            modified_s=rows["modified_s"].to_numpy(),
-            model=model,
-        )
-    except (OSError, KeyError, pyarrow.ArrowException) as error:
-        raise _not_a_table(path) from error
-
-
-def _not_a_table(path: Path) -> CannotRun:
-    return CannotRun(
-        f"{path} is not a table of embeddings; choose another --out, or start anew with --overwrite"
-    )
-
-
-def _check_out(out: Path, paths: Iterable[Path]) -> None:
+def _check_out(out: Path, paths: Iterable[Place]) -> None:
     """That the table of `paths` can be written, before anything is computed for it."""
     if out.suffix not in (".npz", ".parquet"):
-        raise CannotRun(f"--out {out}: the name must end in .npz or .parquet")
+        raise CannotRun(f"--out {out}: the name must end in .npz or .parquet, or in / for a folder of parts")
     if out.suffix == ".parquet":
-        _check_parquet(paths)
+        check_parquet(map(str, paths))
     if out.is_dir():
-        raise CannotRun(f"--out {out} is a folder; name a file")
+        raise CannotRun(f"--out {out} is a folder; name a file, or write {out}/ for a folder of parts")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):
@@ -350,111 +284,33 @@ def _check_out(out: Path, paths: Iterable[Path]) -> None:
         raise CannotRun(f"--out {out} cannot be written: {error.strerror or error}") from error
 
 
-def _check_parquet(paths: Iterable[Path]) -> None:
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise CannotRun("parquet needs pyarrow: pip install '.[bulk]', or write .npz") from error
-    for path in map(str, paths):
-        try:
-            path.encode()
-        except UnicodeEncodeError as error:
-            shown = path.encode(errors="backslashreplace").decode()
-            raise CannotRun(
-                f"the name of {shown} is not UTF-8, and parquet holds no other; rename it or write .npz"
-            ) from error
-
-
 def _local(arguments: argparse.Namespace) -> tuple[str, Embed]:
     """The model of a folder, and what embeds with it."""
+    threads = arguments.threads or max(1, usable_cores()[0] - arguments.workers)
+    folder = _model_folder(arguments)
+    model = Model.load(folder, device=arguments.device, precision=arguments.precision, threads=threads)
+    return _id_of(model), lambda paths: embed_files(model, paths, workers=arguments.workers)
+
+
+def _model_folder(arguments: argparse.Namespace) -> Path:
     named = Path(arguments.model)
-    folder = named if (named / "card.json").is_file() else arguments.models_dir / arguments.model
+    folder: Path = named if (named / "card.json").is_file() else arguments.models_dir / arguments.model
     if not (folder / "card.json").is_file():
         raise CannotRun(f"there is no model {arguments.model} in {arguments.models_dir}")
-    threads = arguments.threads or max(1, usable_cores()[0] - arguments.workers)
-    model = Model.load(folder, device=arguments.device, precision=arguments.precision, threads=threads)
+    return folder
+
+
+def _id_of(model: Model) -> str:
     graph = model.card.files[GRAPH_FILES[model.precision]]
-    model_id = f"{model.card.name} {model.card.version} ({model.precision}, {graph[:12]})"
-    return model_id, lambda paths: embed_files(model, paths, workers=arguments.workers)
+    return f"{model.card.name} {model.card.version} ({model.precision}, {graph[:12]})"
 
 
 def _remote(arguments: argparse.Namespace) -> tuple[str, Embed]:
     """The model of a running server, and what embeds with it."""
-    url: str = arguments.url
-    headers = {"Authorization": f"Bearer {arguments.api_key}"} if arguments.api_key else {}
-    name = urllib.parse.quote(arguments.model, safe="")
-    try:
-        asked = urllib.request.Request(f"{url}/models/{name}", headers=headers)
-        card = _asked(asked, timeout_s=CARD_TIMEOUT_S)["card"]
-        model_id = f"{card['name']} {card['version']} ({url})"
-    except urllib.error.HTTPError as error:
-        raise CannotRun(_detail(error)) from error
-    except (KeyError, TypeError) as error:
-        raise CannotRun(f"what answers at {url} is not a viola server") from error
-    request = urllib.request.Request(
-        f"{url}/embed?model={name}&encoding=base64",
-        headers=headers | {"Content-Type": "application/octet-stream"},
-        method="POST",
-    )
-    return model_id, partial(_embed_remotely, request)
+    return server_at(arguments.url, model=arguments.model, api_key=arguments.api_key)
 
 
-def _embed_remotely(request: urllib.request.Request, paths: list[Path]) -> Iterator[FileResult]:
-    executor = ThreadPoolExecutor(REQUESTS_AT_ONCE)
-    try:
-        yield from executor.map(partial(_post, request), paths)
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _post(request: urllib.request.Request, path: Path) -> FileResult:
-    """One file's bytes to /embed; tries again while the server is overloaded, after the time it asks for."""
-    try:
-        body = path.read_bytes()
-    except OSError as error:
-        return FileResult(path, error=f"the file cannot be opened: {error.strerror}")
-    for tries_left in reversed(range(TRIES)):
-        try:
-            posted = urllib.request.Request(request.full_url, body, dict(request.header_items()))
-            answer = _asked(posted, timeout_s=CLIP_TIMEOUT_S)
-        except urllib.error.HTTPError as error:
-            if error.code == 503 and tries_left:
-                seconds = error.headers.get("Retry-After", "")
-                time.sleep(int(seconds) if seconds.isdecimal() else 1)
-                continue
-            return FileResult(path, error=_detail(error))
-        except BrokenOff as error:  # a server that is gone for good refuses the next file's connection
-            return FileResult(path, error=str(error))
-        vector = np.frombuffer(base64.b64decode(answer["embedding"]), dtype="<f4")
-        return FileResult(path, vector.astype(np.float32), answer["duration_s"])
-    raise AssertionError("the last try returns")
-
-
-def _asked(request: urllib.request.Request, *, timeout_s: float) -> dict[str, Any]:
-    """The JSON answer. Raises HTTPError for an error the server tells, BrokenOff if it tells half of
-    something or nothing, CannotRun if there is no server."""
-    try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            body: dict[str, Any] = json.load(answer)
-            return body
-    except urllib.error.HTTPError:
-        raise
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        url = request.full_url
-        if isinstance(reason, BROKEN_OFF):
-            raise BrokenOff(f"no whole answer came from {url} ({reason})") from error
-        raise CannotRun(f"no viola server answers at {url} ({reason}); is it running?") from error
-
-
-def _detail(error: urllib.error.HTTPError) -> str:
-    try:
-        return str(json.load(error)["detail"])
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-        return f"the server answered {error.code} {error.reason}"
-
-
-def _with_progress(results: Iterator[FileResult], total: int) -> Iterator[FileResult]:
+def _with_progress(results: Iterator[FileResult], total: int | None = None) -> Iterator[FileResult]:
     """The results, shown as they come: a bar if tqdm is there, else a line from time to time."""
     try:
         from tqdm import tqdm
@@ -469,26 +325,19 @@ def _with_progress(results: Iterator[FileResult], total: int) -> Iterator[FileRe
             yield result
 
 
-def _with_lines(results: Iterator[FileResult], total: int) -> Iterator[FileResult]:
+def _with_lines(results: Iterator[FileResult], total: int | None) -> Iterator[FileResult]:
     said_at = time.monotonic()
     for n, result in enumerate(results, 1):
         if result.error:
             _say(_failure(result))
         if n == total or time.monotonic() - said_at > 5:
-            _say(f"{n} of {total} files")
+            _say(f"{n} of {total} files" if total else f"{n} files")
             said_at = time.monotonic()
         yield result
 
 
 def _failure(result: FileResult) -> str:
     return f"{result.path}: {result.error}"
-
-
-def _modified_s(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return math.nan  # differs from every time: it is tried, and reported
 
 
 def _say(*lines: str) -> None:
@@ -501,9 +350,16 @@ def _parser() -> argparse.ArgumentParser:
         description="Embed audio files without HTTP. A second run continues where the first stopped.",
     )
     parser.add_argument(
-        "inputs", nargs="+", type=Path, metavar="FILE|DIR", help="folders are searched at any depth"
+        "inputs",
+        nargs="+",
+        metavar="FILE|DIR|CSV|URL",
+        help="folders are searched at any depth; a CSV has a column `path` or `file_name`",
     )
-    parser.add_argument("--out", type=Path, required=True, help="OUT.npz or OUT.parquet")
+    parser.add_argument(
+        "--out",
+        required=True,
+        help="OUT.npz or OUT.parquet; OUT/ for a folder of parts, of any number of files",
+    )
     parser.add_argument(
         "--model", default=os.environ.get("VIOLA_MODEL", "byola"), help="name, or a model folder"
     )
@@ -513,9 +369,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "float16", "int8"])
     parser.add_argument("--workers", type=_count, default=1, help="threads that decode ahead (%(default)s)")
     parser.add_argument("--threads", type=_count, help="of the model; default: the cores left")
-    parser.add_argument("--overwrite", action="store_true", help="forget what OUT holds and start anew")
     parser.add_argument(
+        "--part-rows", type=_count, default=PART_ROWS, help="rows of a part of OUT/ (%(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="forget what OUT holds and start anew")
+    elsewhere = parser.add_mutually_exclusive_group()
+    elsewhere.add_argument(
         "--url", type=_server, help="embed with the server that runs there, as http://localhost:8000"
+    )
+    elsewhere.add_argument(
+        "--ray", metavar="ADDRESS", help="embed on a Ray cluster, into OUT/: `local` starts one here"
+    )
+    parser.add_argument(
+        "--ray-actors", type=_count, metavar="N", help="models on the cluster; default: as many as fit"
     )
     parser.add_argument("--api-key", default=os.environ.get("VIOLA_API_KEY"), help="for --url")
     return parser

@@ -5,20 +5,28 @@
 Files are decoded while the model computes, so that two cores are used. A round gathers the windows of one
 long file or of many short ones, groups them by padded length and runs them in batches of `batch_frames`.
 Neither a long file nor a long list is ever held as a whole.
+
+A file of this machine is named by its Path, one elsewhere by a URL (s3://, gs://, ... through fsspec), which
+is fetched by the thread that decodes it.
 """
 
+import os
+import shutil
+import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby, islice
-from pathlib import Path
+from itertools import chain, groupby, islice
+from pathlib import Path, PurePath
+from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.audio import SUFFIXES, AudioStream
-from service.errors import ViolaError
+from service.audio import SUFFIXES, AudioStream, Samples
+from service.errors import AudioMissing, ViolaError
 from service.model import Model
 from service.windows import Piece, Pool, cut, embed_pieces
 
@@ -26,20 +34,26 @@ BATCH_FRAMES = 2048  # log-mel frames in a batch: about twenty clips of 1 s
 BATCHES_A_ROUND = 2
 FILES_AHEAD = 96  # more short clips than a round has, so that the next round is decoded during this one
 PIECES_AHEAD = 4  # windows of a long file: a round of them
+FETCHED_BYTES = 1 << 20  # of a URL's file in memory; a longer one goes into a temporary file
+
+Place = Path | str  # a file of this machine, or a URL
 
 
 @dataclass(frozen=True)
 class FileResult:
     """One file: its embedding (D,) float32 and its length in seconds, or a sentence on what is wrong."""
 
-    path: Path
+    path: Place
     embedding: NDArray[np.float32] | None = None
     duration_s: float | None = None
     error: str | None = None
 
 
+Embed = Callable[[Iterable[Place]], Iterator[FileResult]]  # one result per file, in order
+
+
 def embed_files(
-    model: Model, paths: Iterable[Path], *, workers: int = 1, batch_frames: int = BATCH_FRAMES
+    model: Model, paths: Iterable[Place], *, workers: int = 1, batch_frames: int = BATCH_FRAMES
 ) -> Iterator[FileResult]:
     """One result per path, in input order; a bad file gives an error and the rest goes on.
 
@@ -59,29 +73,67 @@ def embed_files(
 def audio_files(paths: Iterable[Path]) -> list[Path]:
     """Files as they are named; for a folder the audio files at any depth, by suffix, sorted, hidden ones left
     out. Each once."""
-    found: list[Path] = []
-    for path in paths:
-        found += _audio_files_below(path) if path.is_dir() else [path]
-    return list(dict.fromkeys(found))
+    found = (sounds_below(path) if path.is_dir() else [path] for path in paths)
+    return list(dict.fromkeys(chain.from_iterable(found)))
 
 
-def _audio_files_below(folder: Path) -> list[Path]:
-    def is_wanted(path: Path) -> bool:
-        is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        return path.suffix.lower() in SUFFIXES and not is_hidden and path.is_file()
+def sounds_below(folder: Path) -> Iterator[Path]:
+    """The audio files of a folder as `audio_files` has them, one after the other: no more than the names of a
+    folder are held.
 
-    return sorted(filter(is_wanted, folder.rglob("*")))
+    A folder that cannot be read is given as it is: whoever opens it learns the reason.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(
+                (entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if _is_wanted(entry)
+            )
+    except OSError:
+        yield folder
+        return
+    for name, is_folder in found:
+        if is_folder:
+            yield from sounds_below(folder / name)
+        else:
+            yield folder / name
+
+
+def _is_wanted(entry: os.DirEntry[str]) -> bool:
+    if entry.name.startswith("."):
+        return False
+    return entry.is_dir(follow_symlinks=False) or (is_sound(entry.name) and entry.is_file())
+
+
+def is_sound(name: str) -> bool:
+    """By its suffix."""
+    return PurePath(name).suffix.lower() in SUFFIXES
+
+
+@contextmanager
+def fetched(url: str) -> Iterator[BinaryIO]:
+    """A copy of the file that a URL names, at its beginning and seekable. Raises AudioMissing."""
+    with tempfile.SpooledTemporaryFile(FETCHED_BYTES) as copy:
+        try:
+            import fsspec
+
+            with fsspec.open(url, "rb") as file:
+                shutil.copyfileobj(file, copy)
+        except Exception as error:  # those of fsspec's many file systems share no class but this
+            raise AudioMissing(f"the file cannot be fetched: {error or type(error).__name__}") from error
+        copy.seek(0)
+        yield cast(BinaryIO, copy)
 
 
 class _Clip:
     """A file on its way through the pipeline, decoded part by part."""
 
-    def __init__(self, model: Model, path: Path) -> None:
+    def __init__(self, model: Model, path: Place) -> None:
         self.pool = Pool(model.card)
         self._path = path
         self._error: str | None = None
-        self._audio = AudioStream(path, sample_rate=model.card.sample_rate)
-        self._pieces = cut(model.logmel_blocks(self._audio), model.card.windows)
+        self._duration_s = 0.0
+        blocks = self._blocks(model.card.sample_rate)
+        self._pieces = cut(model.logmel_blocks(blocks), model.card.windows)
 
     def decode_part(self) -> "_Part":
         """Called in a decode thread, for one part at a time."""
@@ -89,13 +141,27 @@ class _Clip:
             pieces = list(islice(self._pieces, PIECES_AHEAD))
         except ViolaError as error:
             self._error = str(error)
-            return _Part(self, [], is_last=True)
-        return _Part(self, pieces, is_last=len(pieces) < PIECES_AHEAD)
+        except OSError as error:  # of the disk, or of what is no regular file
+            self._error = f"the file cannot be read: {error.strerror or error}"
+        else:
+            return _Part(self, pieces, is_last=len(pieces) < PIECES_AHEAD)
+        return _Part(self, [], is_last=True)
 
     def result(self) -> FileResult:
         if self._error:
             return FileResult(self._path, error=self._error)
-        return FileResult(self._path, self.pool.result().vector, self._audio.duration_s)
+        return FileResult(self._path, self.pool.result().vector, self._duration_s)
+
+    def _blocks(self, sample_rate: int) -> Iterator[Samples]:
+        if isinstance(self._path, Path):
+            yield from self._decoded(AudioStream(self._path, sample_rate=sample_rate))
+            return
+        with fetched(self._path) as copy:
+            yield from self._decoded(AudioStream(copy, sample_rate=sample_rate))
+
+    def _decoded(self, audio: AudioStream) -> Iterator[Samples]:
+        yield from audio
+        self._duration_s = audio.duration_s
 
 
 @dataclass(frozen=True)

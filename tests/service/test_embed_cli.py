@@ -4,7 +4,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import uvicorn
 
-from service import embed_cli, windows
+from service import bulk_server, embed_cli, windows
 from service.app import create_app
 from service.audio import decode
-from service.embed_cli import main, read_table
+from service.bulk_table import Row, Table, read_table, write_table
+from service.embed_cli import main
 from service.model import Model
-from service.offline import FileResult, embed_files
+from service.offline import FileResult, Place, embed_files
 from service.settings import Settings
 
 NAMES = ["digit7_8k_mono_pcm16.wav", "keyword_yes_16k_mono_pcm16.wav", "silence_1s_16k_mono.wav"]
@@ -38,9 +39,10 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are given to the model."""
     names: list[str] = []
 
-    def noted(model: Model, paths: list[Path], *, workers: int) -> Iterator[FileResult]:
-        names.extend(path.name for path in paths)
-        return embed_files(model, paths, workers=workers)
+    def noted(model: Model, paths: Iterable[Place], *, workers: int) -> Iterator[FileResult]:
+        for result in embed_files(model, paths, workers=workers):
+            names.append(Path(result.path).name)
+            yield result
 
     monkeypatch.setattr(embed_cli, "embed_files", noted)
     return names
@@ -224,8 +226,8 @@ def test_results_of_another_model_are_not_mixed_in(
     sounds: Path, models_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = sounds.parent / "out.npz"
-    row = embed_cli.Row(np.zeros(16, dtype=np.float32), duration_s=1.0, modified_s=0.0)
-    embed_cli.write_table(out, embed_cli.Table.of({"x": row}, "other 1"))
+    row = Row(np.zeros(16, dtype=np.float32), duration_s=1.0, modified_s=0.0)
+    write_table(out, Table.of({"x": row}, "other 1"))
     assert run(sounds, "--out", out, models_dir=models_dir) == 1
     assert "holds embeddings of other 1, not of toy 1" in capsys.readouterr().err
 
@@ -243,6 +245,8 @@ def test_no_good_file_is_exit_code_1(
     ("arguments", "sentence"),
     [
         (["--out", "out.csv"], "must end in .npz or .parquet"),
+        (["--out", "out.npz", "--ray", "local"], "it is a folder; write out/"),
+        (["--out", "memory://out.parquet"], "it is a folder; write memory://out/"),
         (["--out", "out.npz", "--model", "nobody"], "there is no model nobody in"),
         (["--out", "out.npz", "--precision", "int8"], "toy has no encoder.int8.onnx"),
         (
@@ -270,7 +274,14 @@ def test_an_out_that_cannot_be_written_is_said_before_anything_is_computed(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--workers", "0"], ["--threads", "-1"], ["--workers", "two"], ["--url", "localhost:8000"]]
+    "arguments",
+    [
+        ["--workers", "0"],
+        ["--threads", "-1"],
+        ["--workers", "two"],
+        ["--url", "localhost:8000"],
+        ["--ray", "local", "--url", "http://here"],
+    ],
 )
 def test_wrong_arguments_are_exit_code_2(arguments: list[str], sounds: Path) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -398,6 +409,40 @@ def test_an_answer_that_breaks_off_fails_its_file_only(
     assert len(read_table(sounds.parent / "out.npz").paths) == 3
 
 
+def test_a_folder_of_parts_holds_what_embed_answers(
+    server: str, sounds: Path, models_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sounds.parent / "list.csv").write_text(f"path\n{(sounds / NAMES[0]).as_uri()}\nsounds/text.wav\n")
+    folders = [sounds.parent / "here", sounds.parent / "there"]
+    for folder in folders:
+        inputs = [str(sounds / NAMES[1]), str(sounds / NAMES[2]), str(sounds.parent / "list.csv")]
+        options = ["--out", f"{folder}/", "--part-rows", "2", "--model", "toy"]
+        at = ["--url", server, "--api-key", "secret"] if folder.name == "there" else ["--device", "cpu"]
+        assert main([*inputs, *options, "--models-dir", str(models_dir), *at]) == 0
+        said = capsys.readouterr().err
+        assert f"3 of 4 files in {folder}/" in said
+        assert f"1 could not be embedded: {folder}/_failed-*.parquet says why" in said
+    here, there = ([read_table(path) for path in sorted(folder.glob("part-*"))] for folder in folders)
+    assert [len(table.paths) for table in here] == [2, 1]
+    assert here[1].paths.tolist() == [(sounds / NAMES[0]).as_uri()]
+    for mine, theirs in zip(here, there, strict=True):
+        np.testing.assert_allclose(mine.embeddings, theirs.embeddings, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(mine.durations_s, theirs.durations_s)
+
+
+def test_a_folder_of_parts_goes_on_with_the_same_command(
+    sounds: Path, models_dir: Path, embedded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = sounds.parent / "out"
+    for _ in range(2):
+        embedded.clear()
+        assert run(sounds, "--out", f"{out}/", models_dir=models_dir) == 0
+    assert embedded == ["text.wav"]
+    assert "3 of 4 files were embedded already" in capsys.readouterr().err
+    assert run(sounds, "--out", out, "--overwrite", models_dir=models_dir) == 0  # it is a folder by now
+    assert embedded == ["text.wav", *NAMES, "text.wav"]
+
+
 @contextlib.contextmanager
 def answering(answer: bytes | None) -> Iterator[str]:
     """The URL of something that gives `answer` to its one request; with None it is silent."""
@@ -436,7 +481,7 @@ def test_a_server_that_does_not_answer_as_it_should_is_said(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(embed_cli, "CARD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(bulk_server, "CARD_TIMEOUT_S", 0.2)
     with answering(answer) as url:
         assert remotely(url, sounds, sounds.parent / "out.npz") == 1
     assert sentence in capsys.readouterr().err
