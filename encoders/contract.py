@@ -39,19 +39,25 @@ class AnyEncoder(Protocol):
 
 
 class Contract(nn.Module):
-    """(logmel (B, n_mels, T), n_frames (B,)) -> frames, sum, max, count; `encoder` is in eval mode."""
+    """(logmel (B, n_mels, T), n_frames (B,)) -> frames, sum, max, count; `encoder` is in eval mode.
 
-    def __init__(self, encoder: AnyEncoder, *, mean: float, std: float) -> None:
+    dtype: of the encoder's weights, float32 or float16; what is around it is float32 in either case.
+    """
+
+    def __init__(
+        self, encoder: AnyEncoder, *, mean: float, std: float, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.encoder: AnyEncoder = encoder  # a torch module
         self.mean = mean
         self.std = std
+        self.dtype = dtype
 
     def forward(self, logmel: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = (logmel - self.mean) / self.std
         zero = x.new_zeros(())
         x = torch.where(frame_mask(n_frames, x.shape[2])[:, None, :], x, zero)
-        frames = self.encoder(x[:, None], n_frames)
+        frames = self.encoder(x[:, None].to(self.dtype), n_frames).float()
         count = self.encoder.count(n_frames)
         valid = frame_mask(count, frames.shape[1])[:, :, None]
         frames = torch.where(valid, frames, zero)

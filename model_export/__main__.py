@@ -2,19 +2,20 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from encoders import ENCODERS
-from encoders.frontend import BYOLA
 from service.errors import ModelFolderError
 from service.model import Card
 
 from .clips import FIXTURES, read_clips
 from .errors import ExportError
-from .export import CALIBRATION_CLIPS, VERIFIED_CLIPS, About, add_self_test, export
-from .published import LICENCE, NOTICE, load_published
+from .export import VERIFIED_CLIPS, About, add_self_test, export
+from .imports import IMPORTABLE, TERMS, load_import
 from .run import load_run
-from .weights import Trained
+from .tags import NUMBERS, labels_of, numbered_labels
+from .weights import Trained, fused
+from .writer import writer_of
 
 INTENDED_USE = "Embeddings of any sound, for search, clustering and linear classifiers."
 LIMITATIONS = "Hears mono up to 8 kHz. Was not made to identify persons or to transcribe speech."
@@ -55,12 +56,26 @@ def add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("import", help="a published BYOL-A checkpoint of yours as a model folder")
-    parser.add_argument("--encoder", choices=list(ENCODERS), required=True)
-    parser.add_argument("--weights", type=Path, required=True, help="the .pth or .safetensors file")
-    parser.add_argument("--mean", type=float, help="of the log-mels of the data it will hear")
+    parser = commands.add_parser("import", help="published weights that you have as a model folder")
+    parser.add_argument("--encoder", choices=IMPORTABLE, required=True)
+    parser.add_argument(
+        "--weights", type=Path, help="the .pth or .safetensors file (logmel-stats needs none)"
+    )
+    parser.add_argument(
+        "--mean", type=float, help="of the log-mels of the data it will hear (BYOL-A and MSM-MAE)"
+    )
     parser.add_argument("--std", type=float, help="of the same, over all elements")
-    add_common(parser, licence=LICENCE)
+    parser.add_argument(
+        "--head", action="store_true", help="add the published 527 classes as a head (plain cnn14 and ast)"
+    )
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="their names: AudioSet's class_labels_indices.csv, or a name a line (default: a config.json "
+        "beside the weights, else numbers)",
+    )
+    add_common(parser, licence=None)
     parser.set_defaults(run=run_import)
 
 
@@ -72,8 +87,15 @@ def add_self_test_command(commands: "argparse._SubParsersAction[argparse.Argumen
     parser.set_defaults(run=run_self_test)
 
 
-def add_common(parser: argparse.ArgumentParser, *, licence: str) -> None:
+def add_common(parser: argparse.ArgumentParser, *, licence: str | None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the model folder, models/NAME")
+    parser.add_argument(
+        "--fuse",
+        type=layers,
+        default=(),
+        metavar="N,N",
+        help="layers of the encoder side by side, by the numbers in docs/encoders.md: 10,15",
+    )
     parser.add_argument("--force", action="store_true", help="replace the folder in --out, heads included")
     parser.add_argument("--int8", action="store_true", help="add the 8-bit graph for CPUs")
     parser.add_argument("--float16", action="store_true", help="add the 16-bit graph for GPUs")
@@ -87,7 +109,11 @@ def add_common(parser: argparse.ArgumentParser, *, licence: str) -> None:
     parser.add_argument("--name", help="in the card (default: that of the folder)")
     parser.add_argument("--version", default="1.0.0", help="in the card")
     parser.add_argument("--description", help="in the card, one sentence")
-    parser.add_argument("--licence", default=licence, help=f"in the card, SPDX (default: {licence})")
+    parser.add_argument(
+        "--licence",
+        default=licence,
+        help=f"in the card, SPDX (default: {licence or 'that of the published weights'})",
+    )
     parser.add_argument("--intended-use", default=INTENDED_USE, help="in the card")
     parser.add_argument("--limitations", default=LIMITATIONS, help="in the card")
 
@@ -96,13 +122,40 @@ def run_export(arguments: argparse.Namespace) -> None:
     trained = load_run(arguments.run_folder, weights=arguments.weights)
     if arguments.training_data:
         trained.training["data"] = arguments.training_data
-    write(trained, arguments, description=f"{trained.name}, trained by viola")
+    trained = fused(trained, arguments.fuse)
+    write(trained, arguments, description=f"{called(trained)}, trained by viola")
 
 
 def run_import(arguments: argparse.Namespace) -> None:
-    print(NOTICE, end="\n\n")
-    trained = load_published(arguments.encoder, arguments.weights, mean=arguments.mean, std=arguments.std)
-    write(trained, arguments, description=f"{trained.name} with the weights published by NTT, for evaluation")
+    terms = TERMS[arguments.encoder]
+    print(terms.notice, end="\n\n")
+    trained = load_import(
+        arguments.encoder, arguments.weights, mean=arguments.mean, std=arguments.std, fuse=arguments.fuse
+    )
+    arguments.licence = arguments.licence or terms.licence
+    with_weights = f" with the weights {terms.name}" if arguments.weights else ""
+    description = f"{called(trained)}{with_weights}"
+    write(trained, arguments, description=description, labels=labels_for_head(trained, arguments))
+
+
+def labels_for_head(trained: Trained, arguments: argparse.Namespace) -> Sequence[str] | None:
+    """The names of the head's classes; None where no head is asked for."""
+    if not arguments.head:
+        if arguments.labels:
+            raise ExportError("--labels names the classes of a head: add --head.")
+        return None
+    if trained.tags is None:
+        raise ExportError(f"--head: {called(trained)} has no published tags; plain cnn14 and ast have.")
+    labels = labels_of(arguments.labels, arguments.weights)
+    if labels is None:
+        print(NUMBERS, end="\n\n")
+    return labels or numbered_labels()
+
+
+def called(trained: Trained) -> str:
+    """The encoder's name and the layers that are fused: cnn14, cnn14 #3 #6."""
+    fuse = trained.parameters.get("fuse")
+    return trained.name + "".join(f" #{number}" for number in (fuse if isinstance(fuse, list) else []))
 
 
 def run_self_test(arguments: argparse.Namespace) -> None:
@@ -111,11 +164,17 @@ def run_self_test(arguments: argparse.Namespace) -> None:
     print(f"{arguments.model}: the self-test of {', '.join(card.self_test.expected)} is in the card")
 
 
-def write(trained: Trained, arguments: argparse.Namespace, *, description: str) -> None:
+def write(
+    trained: Trained,
+    arguments: argparse.Namespace,
+    *,
+    description: str,
+    labels: Sequence[str] | None = None,
+) -> None:
     if arguments.int8 and not arguments.calibration:
         raise ExportError(
-            "--int8 needs --calibration: a folder or a CSV of real clips like those to be served, from which "
-            "the ranges of the integers are taken."
+            "--int8 needs --calibration: a folder or a CSV of real clips like those to be served, by which "
+            "the ranges of the integers are set and their distance is measured."
         )
     about = About(
         name=arguments.name or arguments.out.resolve().name,
@@ -127,8 +186,8 @@ def write(trained: Trained, arguments: argparse.Namespace, *, description: str) 
     )
     clips = read_clips(
         arguments.calibration or FIXTURES,
-        sample_rate=BYOLA.sample_rate,
-        at_most=CALIBRATION_CLIPS if arguments.int8 else VERIFIED_CLIPS,
+        sample_rate=trained.encoder.frontend.sample_rate,
+        at_most=writer_of(trained).calibration_clips if arguments.int8 else VERIFIED_CLIPS,
     )
     card = export(
         trained,
@@ -137,10 +196,19 @@ def write(trained: Trained, arguments: argparse.Namespace, *, description: str) 
         clips=clips,
         int8=arguments.int8,
         float16=arguments.float16,
+        labels=labels,
         force=arguments.force,
         report=print,
     )
     print(summary(card, arguments.out))
+
+
+def layers(text: str) -> tuple[int, ...]:
+    """`10,15` -> (10, 15)."""
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of layers like 10,15") from error
 
 
 def summary(card: Card, out: Path) -> str:

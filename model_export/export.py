@@ -1,18 +1,18 @@
-"""A trained encoder in, a verified model folder out; see docs/model_folder.md for what lies in it."""
+"""An encoder with its weights in, a verified model folder out; docs/model_folder.md says what lies in it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
-import onnx
 import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import JsonValue, ValidationError
 
 from encoders.commit import commit_of
-from encoders.frontend import Frontend, frontend_of, hann_window, mel_filterbank
+from encoders.frontend import Frontend, mel_filterbank, window_of
 from service import logmel as served_logmel
 from service.model import (
     GRAPH_FILES,
@@ -30,14 +30,20 @@ from service.selftest import Fingerprint, SelfTest, fingerprint
 
 from .errors import ExportError
 from .folder import new_folder
-from .graph import Float, encoder_graph
-from .quantise import int8_graph
-from .verify import check_as_trained, check_batch_independence, cosines, cut_to_lengths
+from .tags import write_head
+from .verify import (
+    BATCH_INDEPENDENT,
+    check_as_trained,
+    check_batch_independence,
+    check_head,
+    cosines,
+    cut_to_lengths,
+    distance_of_outputs,
+)
 from .weights import Trained
+from .writer import Writer, writer_of
 
-WINDOW_FRAMES = 1000  # longest window of log-mel frames, 10 s
 VERIFIED_CLIPS = 10
-CALIBRATION_CLIPS = 384  # of which every third is held out to measure with
 FEWEST_CALIBRATION_CLIPS = 6
 LEAST_COSINE = 0.999
 
@@ -65,24 +71,30 @@ def export(
     clips: Sequence[Samples],
     int8: bool = False,
     float16: bool = False,
+    labels: Sequence[str] | None = None,
     force: bool = False,
     least_cosine: float = LEAST_COSINE,
     report: Report = lambda line: None,
 ) -> Card:
     """Write the model folder `out`. `clips`: (n,) float32 at the front-end's rate, real ones, to verify with
-    and, for int8, to calibrate with. Raises ExportError, and then `out` is as it was before.
+    and, for int8, to calibrate with. labels: of the published tags, which then become the head `audioset`.
+    Raises ExportError, and then `out` is as it was before.
     """
     if int8 and len(clips) < FEWEST_CALIBRATION_CLIPS:
         raise ExportError(
             f"{len(clips)} clips are too few to calibrate int8 with: give hundreds, of your kind."
         )
-    frontend = frontend_of(trained.encoder.n_mels)
+    frontend = trained.encoder.frontend
+    writer = writer_of(trained)
     verified = cut_to_lengths(clips, n=VERIFIED_CLIPS, sample_rate=frontend.sample_rate)
     with new_folder(out, force=force) as folder:
-        arrays = {"window": hann_window(frontend.win_length), "filterbank": mel_filterbank(frontend)}
+        arrays = {"window": window_of(frontend), "filterbank": mel_filterbank(frontend)}
         (folder / "frontend.safetensors").write_bytes(safetensors.numpy.save(arrays))
-        graph = encoder_graph(trained.encoder, mean=trained.mean, std=trained.std, arithmetic=Float())
-        onnx.save(graph, folder / GRAPH_FILES["float32"])
+        writer.float32(folder / GRAPH_FILES["float32"])
+        if labels is not None:
+            if trained.tags is None:
+                raise ExportError(f"{trained.name} comes without published tags here: no head of them.")
+            write_head(folder, trained.tags, labels, source=about.description)
         card = with_hashes(folder, card_of(trained, frontend, about))
         model = Model.load(folder, device="cpu", precision="float32")
         worst = check_as_trained(model, trained, verified)
@@ -91,10 +103,13 @@ def export(
             f"verified on {len(verified)} clips: PyTorch and the served graph differ by {worst:.1e}, a clip "
             f"alone and in a padded batch by {alone:.1e}"
         )
+        if labels is not None:
+            apart = check_head(model, trained, verified)
+            report(f"head audioset: PyTorch's tags and those of the served head differ by {apart:.1e}")
         if float16:
-            card = add_float16(folder, card, model, trained, verified, least_cosine, report)
+            card = add_float16(folder, card, model, writer, verified, least_cosine, report)
         if int8:
-            card = add_int8(folder, card, model, trained, clips, verified, least_cosine, report)
+            card = add_int8(folder, card, model, writer, clips, verified, least_cosine, report)
         card = add_self_test(folder)
     return card
 
@@ -117,7 +132,7 @@ def add_float16(
     folder: Path,
     card: Card,
     model: Model,
-    trained: Trained,
+    writer: Writer,
     verified: Sequence[Samples],
     least_cosine: float,
     report: Report,
@@ -125,8 +140,7 @@ def add_float16(
     """Write the float16 graph beside the float32 one of `model`. Raises ExportError where they lie too far
     apart, as where a network's numbers leave the range of 16 bits.
     """
-    graph = encoder_graph(trained.encoder, mean=trained.mean, std=trained.std, arithmetic=Float(16))
-    onnx.save(graph, folder / GRAPH_FILES["float16"])
+    writer.float16(folder / GRAPH_FILES["float16"])
     card = with_hashes(folder, card)
     half = Model.load(folder, device="cpu", precision="float16")
     with np.errstate(invalid="ignore", over="ignore"):  # numbers that leave the range are refused below
@@ -137,7 +151,7 @@ def add_float16(
             f"The float16 graph is too far from the float32 one: their cosine is {lowest:.5f} at least on "
             f"{len(found)} clips, less than {least_cosine}. Export without --float16."
         )
-    check_batch_independence(half, verified)
+    check_in_fewer_bits(half, model, writer, verified)
     report(f"float16: cosine to float32 {mean:.6f} in the mean, {lowest:.6f} at least, of {len(found)} clips")
     variant: dict[str, JsonValue] = {
         "cosine_mean": round(mean, 7),
@@ -151,7 +165,7 @@ def add_int8(
     folder: Path,
     card: Card,
     model: Model,
-    trained: Trained,
+    writer: Writer,
     clips: Sequence[Samples],
     verified: Sequence[Samples],
     least_cosine: float,
@@ -164,8 +178,9 @@ def add_int8(
     logmels = [model.logmel(clip) for clip in clips]
     held_out = logmels[::3]
     calibration = [logmel for i, logmel in enumerate(logmels) if i % 3]
-    graph = int8_graph(trained.encoder, mean=trained.mean, std=trained.std, calibration=calibration)
-    onnx.save(graph, folder / GRAPH_FILES["int8"])
+    writer.int8(
+        folder / GRAPH_FILES["int8"], float32=folder / GRAPH_FILES["float32"], calibration=calibration
+    )
     card = with_hashes(folder, card)
     quantised = Model.load(folder, device="cpu", precision="int8")
     found = cosines(quantised, model, held_out)
@@ -176,7 +191,7 @@ def add_int8(
             f"calibration their cosine is {mean:.5f} in the mean, less than {least_cosine}. Calibrate with "
             "more clips of the kind that will be served, or export without --int8."
         )
-    check_batch_independence(quantised, verified)
+    check_in_fewer_bits(quantised, model, writer, verified)
     report(f"int8: cosine to float32 {mean:.5f} in the mean, {lowest:.5f} at least, of {len(found)} clips")
     variant: dict[str, JsonValue] = {
         "cosine_mean": round(mean, 6),
@@ -187,9 +202,17 @@ def add_int8(
     return with_hashes(folder, card.model_copy(update={"variants": card.variants | {"int8": variant}}))
 
 
+def check_in_fewer_bits(variant: Model, float32: Model, writer: Writer, clips: Sequence[Samples]) -> None:
+    """A neighbour in the batch moves nothing, or where rounding decides no more than rounding does itself.
+    Raises ExportError."""
+    by_itself = 0.0 if writer.is_exact else distance_of_outputs(variant, float32, clips)
+    check_batch_independence(variant, clips, at_most=max(BATCH_INDEPENDENT, by_itself))
+
+
 def with_hashes(folder: Path, card: Card) -> Card:
     """The card, written, that lists the folder's files as they are now."""
-    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != "card.json"}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "card.json"]
+    files = {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
     card = card.model_copy(update={"files": files})
     write_card(folder, card)
     return card
@@ -212,11 +235,9 @@ def card_of(trained: Trained, frontend: Frontend, about: About) -> Card:
             embedding_size=encoder.embedding_size,
             frame_period_ms=encoder.frame_period_ms,
             first_frame_centre_ms=encoder.first_frame_centre_ms,
-            pooling="mean+max",
-            min_samples=max(frontend.min_samples, (encoder.stride - 1) * frontend.hop_length),
-            windows=Windows(
-                kind="exact", stride=encoder.stride, context=encoder.context, frames=WINDOW_FRAMES
-            ),
+            pooling=cast(Literal["mean+max", "mean"], encoder.pooling),
+            min_samples=frontend.samples_for(max(encoder.windows.min_frames, encoder.windows.stride)),
+            windows=Windows(**asdict(encoder.windows)),
             files={},
             training=trained.training,
             intended_use=about.intended_use,
@@ -230,16 +251,5 @@ def card_of(trained: Trained, frontend: Frontend, about: About) -> Card:
 
 def served_frontend(frontend: Frontend) -> served_logmel.Frontend:
     return served_logmel.Frontend(
-        n_fft=frontend.n_fft,
-        win_length=frontend.win_length,
-        hop_length=frontend.hop_length,
-        n_mels=frontend.n_mels,
-        centred=True,
-        power=2,
-        log="ln_add",
-        log_floor=frontend.log_floor,
-        f_min_hz=frontend.f_min_hz,
-        f_max_hz=frontend.f_max_hz,
-        mel_scale="slaney",
-        mel_norm="slaney",
+        **{name: getattr(frontend, name) for name in served_logmel.Frontend.model_fields}
     )

@@ -10,16 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from encoders.published import plain_byola_key
 from service.model import sha256_of
 
 from .errors import ExportError
-from .weights import Trained, build_encoder, checked_statistics, load_file
+from .weights import Trained, build_encoder, checked_statistics, load_weights
 
-LICENCE = "LicenseRef-NTT-evaluation"
 NOTICE = """\
 The BYOL-A weights published by NTT are licensed for evaluation only: internal use, no redistribution, no
 modification. The model folder made from them falls under the same licence: do not pass it on, do not put it
@@ -32,7 +30,8 @@ ones for this front-end: -9.660292 and 4.7219563 (Speech Commands v2), -6.465687
 -3.7112076 and 3.5103734 (GTZAN, music). Those of the BYOL-A v1 README (-5.4919195, 5.0389895) belong to
 another mel scale and do not fit."""
 
-KEY = re.compile(r"(?:(?P<prefix>.+?)\.)?(?:features|fc)\.\d+\.\w+")
+# The second half of the names is that of the layered variant of v1, whose weights are the same.
+KEY = re.compile(r"(?:(?P<prefix>.+?)\.)?(?:features|fc|conv[123]|fc[12])\.\d+\.\w+")
 CHANNELS = 64
 N_MELS = 64
 
@@ -42,20 +41,11 @@ def load_published(name: str, path: Path, *, mean: float | None, std: float | No
     if mean is None or std is None:
         raise ExportError(STATISTICS_NEEDED.replace("\n", " "))
     checked_statistics(mean, std, "--mean and --std")
-    state = without_prefix(unwrapped(_read(path), path), path)
+    state = without_prefix(unwrapped(load_weights(path), path), path)
     parameters = parameters_of(name, state, path)
     encoder = build_encoder(name, parameters, state, path)
     training = {"weights_file": path.name, "weights_sha256": sha256_of(path), "notice": NOTICE}
-    return Trained(name, parameters, encoder, mean, std, {**training})
-
-
-def _read(path: Path) -> Any:
-    if path.suffix != ".safetensors":
-        return load_file(path)
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ExportError(f"{path} cannot be read as a safetensors file: {error}") from error
+    return Trained(name, {**parameters}, encoder, mean, std, {**training})
 
 
 def unwrapped(content: Any, path: Path) -> dict[str, Any]:
@@ -78,7 +68,8 @@ def without_prefix(state: dict[str, Any], path: Path) -> dict[str, Any]:
         names = ", ".join(f"`{prefix}`" for prefix in sorted(prefixes))
         raise ExportError(f"{path} holds several encoders, under {names}: save the one you mean on its own.")
     prefix = prefixes.pop()
-    return {key.removeprefix(f"{prefix}.") if prefix else key: value for key, value in state.items()}
+    plain = {key.removeprefix(f"{prefix}.") if prefix else key: value for key, value in state.items()}
+    return {plain_byola_key(key): value for key, value in plain.items()}
 
 
 def parameters_of(name: str, state: dict[str, Any], path: Path) -> dict[str, int]:

@@ -39,7 +39,7 @@ def load_run(run: Path, *, weights: Choice | None = None) -> Trained:
     checked_statistics(mean, std, path)
     encoder = build_encoder(name, parameters, tensors, path)
     training = {**_data_of(run), **progress, "weights": chosen, "recipe": recipe}
-    return Trained(name, parameters, encoder, mean, std, json.loads(json.dumps(training)))
+    return Trained(name, {**parameters}, encoder, mean, std, json.loads(json.dumps(training)))
 
 
 def _online_encoder(model: dict[str, Any]) -> dict[str, Any]:

@@ -4,31 +4,52 @@ The strict part of reading weights is here: every key of the encoder must be the
 """
 
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from pydantic import JsonValue
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 import encoders
-from encoders import Encoder
+from encoders import AnyEncoder, Encoder
+from encoders.byola_2020 import AudioNTT2020
+from encoders.byola_2022 import AudioNTT2022
+from encoders.byola_layers import BYOLALayers
 
 from .errors import ExportError
 
 
 @dataclass(frozen=True)
 class Trained:
-    """`encoder` is in eval mode on the CPU, in float32; mean and std normalise its log-mels."""
+    """`encoder` is in eval mode on the CPU, in float32; mean and std normalise its log-mels.
+
+    tags: (…, embedding_size) -> (…, 527) logits of AudioSet's classes, where the published file has them.
+    """
 
     name: str  # of the encoder
-    parameters: dict[str, int]
-    encoder: Encoder
+    parameters: dict[str, JsonValue]
+    encoder: AnyEncoder
     mean: float
     std: float
     training: dict[str, JsonValue]
+    tags: nn.Module | None = None
+
+
+def load_weights(path: Path) -> Any:
+    """What torch.save or safetensors wrote, by the name of the file. Raises ExportError."""
+    if not path.is_file():
+        raise ExportError(f"{path} does not exist.")
+    if path.suffix != ".safetensors":
+        return load_file(path)
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"{path} cannot be read as a safetensors file: {error}") from error
 
 
 def load_file(path: Path) -> Any:
@@ -53,6 +74,21 @@ def build_encoder(name: str, parameters: dict[str, int], state: Mapping[str, Any
         raise ExportError(f"{source} does not hold the weights of {name}: {'; '.join(complaints)}.")
     encoder.load_state_dict({key: value.float() for key, value in state.items()})
     return encoder.eval().requires_grad_(False)
+
+
+def fused(trained: Trained, fuse: Sequence[int]) -> Trained:
+    """Layers of a BYOL-A encoder side by side, in its place; as it is where none is named.
+
+    Raises ExportError with the layers that there are.
+    """
+    if not fuse:
+        return trained
+    assert isinstance(trained.encoder, AudioNTT2020 | AudioNTT2022)
+    try:
+        encoder = BYOLALayers(trained.encoder, fuse).eval()
+    except ValueError as error:
+        raise ExportError(f"--fuse: {error}") from error
+    return replace(trained, encoder=encoder, parameters={**trained.parameters, "fuse": [*encoder.fuse]})
 
 
 def checked_statistics(mean: float, std: float, source: Path | str) -> tuple[float, float]:

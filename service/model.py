@@ -18,6 +18,7 @@ onnxruntime keeps memory for every input shape it sees, so that batches are padd
 import hashlib
 import json
 import logging
+import math
 import os
 import tempfile
 import time
@@ -80,7 +81,12 @@ class Windows(_Part):
     stride: PositiveInt = 1  # log-mel frames per output frame
     context: int = Field(default=0, ge=0)  # output frames at an inner edge that differ from the whole clip's
     frames: PositiveInt  # longest window
-    min_frames: PositiveInt = 1  # independent: a shorter last window is dropped
+    min_frames: PositiveInt = 1  # a shorter last window gives nothing and is dropped
+
+    @property
+    def shortest(self) -> int:
+        """The fewest log-mel frames that are ever run."""
+        return max(self.stride, self.min_frames)
 
     @model_validator(mode="after")
     def _advances(self) -> Self:
@@ -122,17 +128,20 @@ class Card(_Part):
     @model_validator(mode="after")
     def _shortest_input_is_enough(self) -> Self:
         n_frames = self.frontend.n_frames(self.min_samples)
-        if n_frames < self.windows.stride:
+        if n_frames < self.windows.shortest:
             raise ValueError(
                 f"min_samples = {self.min_samples} gives {n_frames} log-mel frames, fewer than the "
-                f"{self.windows.stride} that make an output frame"
+                f"{self.windows.shortest} that make an output frame"
             )
         return self
 
 
 @dataclass(frozen=True)
 class Head:
-    """A linear head. scaler_mean, scaler_std: (D,); weight: (C, D); bias: (C,), all float32; C labels."""
+    """A linear head. scaler_mean, scaler_std: (D,); weight: (C, D); bias: (C,), all float32; C labels.
+
+    layer_norm_eps: each embedding is first brought to mean 0 and variance 1 over its own numbers; None: not.
+    """
 
     name: str
     labels: tuple[str, ...]
@@ -143,9 +152,12 @@ class Head:
     bias: Array
     training_data: str = ""
     results: JsonValue = None
+    layer_norm_eps: float | None = None
 
     def score(self, embeddings: Array) -> Array:
         """(n, D) -> (n, C): probabilities that sum to 1 (multiclass) or stand alone (multilabel)."""
+        if self.layer_norm_eps is not None:
+            embeddings = _layer_norm(embeddings, self.layer_norm_eps)
         scaled = (embeddings - self.scaler_mean) / self.scaler_std
         logits = np.asarray(scaled @ self.weight.T + self.bias, dtype=np.float32)
         return _softmax(logits) if self.task == "multiclass" else _sigmoid(logits)
@@ -224,7 +236,7 @@ class Model:
             chosen = _choose_precision(card, precision, on_cpu=device == "cpu")
             engine = TensorRT(
                 n_mels=card.frontend.n_mels,
-                shortest=padded_length(1, longest=card.windows.frames),
+                shortest=padded_length(card.windows.shortest, longest=card.windows.frames),
                 longest=card.windows.frames,
                 batch=max_batch,
                 half=chosen == "float16",
@@ -307,7 +319,8 @@ class Model:
         or allocated for a shape is then there before the first request. The CPU prepares nothing."""
         if self.device == "cpu":
             return
-        for length in padded_lengths(self.card.windows.frames):
+        windows = self.card.windows
+        for length in padded_lengths(windows.frames, shortest=windows.shortest):
             logmel = np.zeros((self.card.frontend.n_mels, length), dtype=np.float32)
             for n in sorted({1, max(1, min(max_batch_items, max_batch_frames // length))}):
                 self.run([logmel] * n)
@@ -365,9 +378,9 @@ class Model:
         log.warning("the model %s was opened again and has passed its self-test", self.card.name)
 
 
-def padded_lengths(longest: int) -> list[int]:
-    """All lengths to which log-mels of up to `longest` frames are padded."""
-    return sorted({padded_length(n, longest=longest) for n in range(1, longest + 1)})
+def padded_lengths(longest: int, *, shortest: int = 1) -> list[int]:
+    """All lengths to which log-mels of `shortest` to `longest` frames are padded."""
+    return sorted({padded_length(n, longest=longest) for n in range(shortest, longest + 1)})
 
 
 def padded_length(n_frames: int, *, longest: int) -> int:
@@ -477,7 +490,10 @@ def _load_heads(folder: Path, card: Card) -> Iterator[tuple[str, Head]]:
 
 
 def load_head(path: Path, *, embedding_size: int) -> Head:
-    """`heads/<head>.safetensors`, checked. Raises ModelFolderError."""
+    """`heads/<head>.safetensors`, checked. Raises ModelFolderError.
+
+    A head with a layer normalisation holds no scaler, so that a server which knows of none refuses it.
+    """
     tensors, metadata = _tensors(path)
     try:
         labels = tuple(json.loads(metadata["labels"]))
@@ -487,6 +503,9 @@ def load_head(path: Path, *, embedding_size: int) -> Head:
             f"{path.name}: the metadata `labels` must be a list in JSON ({error})"
         ) from error
     D, C = embedding_size, len(labels)
+    eps = _layer_norm_eps(path, metadata.get("layer_norm_eps"))
+    if eps is not None:
+        tensors |= {"scaler_mean": np.zeros(D, np.float32), "scaler_std": np.ones(D, np.float32)}
     head = Head(
         name=path.stem,
         labels=labels,
@@ -497,10 +516,25 @@ def load_head(path: Path, *, embedding_size: int) -> Head:
         bias=_checked_tensor(path, tensors, "bias", (C,)),
         training_data=metadata.get("training_data", ""),
         results=results,
+        layer_norm_eps=eps,
     )
     if not (head.scaler_std > 0).all():
         raise ModelFolderError(f"{path.name}: `scaler_std` must be positive everywhere")
     return head
+
+
+def _layer_norm_eps(path: Path, written: str | None) -> float | None:
+    if written is None:
+        return None
+    try:
+        eps = float(written)
+    except ValueError:
+        eps = math.nan
+    if not 0 < eps < 1:
+        raise ModelFolderError(
+            f"{path.name}: the metadata `layer_norm_eps` is {written!r}, not a small positive number"
+        )
+    return eps
 
 
 def _task(path: Path, task: str | None) -> Literal["multiclass", "multilabel"]:
@@ -552,6 +586,13 @@ def _check_values(
                 f"{graph}: {kind} `{value.name}` is {value.type} {value.shape}, "
                 f"not tensor({dtype}) {[want or 'any' for want in shape]}"
             )
+
+
+def _layer_norm(embeddings: Array, eps: float) -> Array:
+    """(n, D) -> (n, D): mean 0, variance 1 over each one's numbers."""
+    centred = embeddings - embeddings.mean(axis=-1, keepdims=True)
+    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    return np.asarray(centred / np.sqrt(variance + eps), dtype=np.float32)
 
 
 def _softmax(logits: Array) -> Array:

@@ -58,6 +58,7 @@ FAILURES = (
 )
 SECOND = 104  # log-mel frames of a second, padded: what TensorRT shall be best at
 LANE_FRAMES = 8 * SECOND  # in one part of a batch: more fall out of a core's cache
+LARGE_BYTES = 100_000_000  # of a graph: its products are large enough to keep all threads busy
 INPUT_IS_WRONG = (onnxruntime_errors.InvalidArgument, ValueError, TypeError)
 
 
@@ -116,8 +117,8 @@ class Session:
         self._session, self._lanes = self._open(), self._open_lanes()
 
     def _open_lanes(self) -> "Lanes | None":
-        """On a CPU with several threads."""
-        if self.device != "cpu" or self._threads == 1:
+        """On a CPU with several threads, unless the graph is so large that to hold it twice would cost more."""
+        if self.device != "cpu" or self._threads == 1 or self._path.stat().st_size > LARGE_BYTES:
             return None
         return Lanes(self._open(threads=1), self._n_lanes)
 

@@ -8,7 +8,8 @@
 The receptive field of an "exact" encoder is finite: an output frame further than `context` from an edge sees
 what it sees in the whole clip. Window starts are multiples of `stride`, so the kept frames are those of the
 whole clip, each once, and their sum, maximum and count are too. Every window but the last is full; the last
-one ends with the clip, including the input frames that fill no output frame.
+one ends with the clip, including the input frames that fill no output frame. Of VGGish, whose windows are a
+whole number of examples, what is left may be too short for one (`min_frames`) and is dropped.
 
 "independent" encoders (a fixed window, or layers after the pooling) embed windows of `frames` side by side;
 the clip's vector is their mean, weighted by their length. A last window shorter than `min_frames` is
@@ -187,7 +188,11 @@ class Pool:
         card = self._card
         start_ms = window.start * card.frontend.hop_length * 1000 / card.sample_rate
         indices = window.drop_first + np.arange(n)
-        return (start_ms + card.first_frame_centre_ms + card.frame_period_ms * indices) / 1000
+        first_ms = start_ms + card.first_frame_centre_ms
+        if card.windows.kind == "independent":  # a frame may stand for all of a window, however short
+            window_ms = (window.stop - window.start) * card.frontend.hop_length * 1000 / card.sample_rate
+            first_ms -= max(0.0, card.frame_period_ms - window_ms) / 2
+        return (first_ms + card.frame_period_ms * indices) / 1000
 
 
 def segment_times_s(duration_s: float, window_s: float, hop_s: float) -> list[tuple[float, float]]:
@@ -221,8 +226,7 @@ class _Cutter:
 
     def rest(self, n_frames: int) -> Iterator[Window]:
         """The last one, once the clip has ended."""
-        too_short = n_frames - self.start < self._windows.min_frames
-        if self._windows.kind == "independent" and self.start > 0 and too_short:
+        if self.start > 0 and n_frames - self.start < self._windows.min_frames:
             return
         yield self._window(n_frames, is_last=True)
 

@@ -7,16 +7,13 @@ from torch import nn
 import encoders
 from encoders import AnyEncoder
 
-SMALL_CHANNELS = (4, 6, 8, 10, 12, 16)  # of CNN14
+from .. import published_files
 
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """VGGish, CNN14 and MSM-MAE with few channels or blocks: their structure is that of the large ones."""
-    monkeypatch.setattr("encoders.vggish.CHANNELS", ((4,), (6,), (8, 8), (10, 10)))
-    monkeypatch.setattr("encoders.vggish.FC", (24, 20, 12))
-    monkeypatch.setattr("encoders.cnn14.CHANNELS", SMALL_CHANNELS)
-    monkeypatch.setattr("encoders.msm_mae.DEPTH", 2)
+    """VGGish, CNN14 and MSM-MAE with few channels or blocks."""
+    published_files.narrow(monkeypatch)
 
 
 def trained_looking(encoder: AnyEncoder) -> AnyEncoder:
@@ -52,20 +49,3 @@ def n_parameters(name: str, **parameters: object) -> int:
         encoder = encoders.build_any(name, **parameters)  # type: ignore[arg-type]
     assert isinstance(encoder, nn.Module)
     return sum(weights.numel() for weights in encoder.parameters())
-
-
-def byola_shapes(n_blocks: int, fc: tuple[tuple[int, int], tuple[int, int]]) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of a published file of BYOL-A; `fc`: (outputs, inputs) of its linear layers."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for block in range(n_blocks):
-        convolution, normalisation = f"features.{4 * block}", f"features.{4 * block + 1}"
-        shapes |= {f"{convolution}.weight": (64, 64 if block else 1, 3, 3), f"{convolution}.bias": (64,)}
-        shapes |= batch_norm_shapes(normalisation, 64)
-    for layer, shape in zip((0, 3), fc, strict=True):
-        shapes |= {f"fc.{layer}.weight": shape, f"fc.{layer}.bias": shape[:1]}
-    return shapes
-
-
-def batch_norm_shapes(name: str, channels: int) -> dict[str, tuple[int, ...]]:
-    shapes = {f"{name}.{key}": (channels,) for key in ("weight", "bias", "running_mean", "running_var")}
-    return {**shapes, f"{name}.num_batches_tracked": ()}

@@ -9,7 +9,8 @@ from torch import nn
 import encoders
 from encoders.byola_2020 import AudioNTT2020
 
-from .conftest import byola_shapes, look_trained
+from ..published_files import byola_shapes
+from .conftest import look_trained
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import torch
 import encoders
 from encoders.byola_2022 import AudioNTT2022
 
-from .conftest import byola_shapes, look_trained
+from ..published_files import byola_shapes
+from .conftest import look_trained
 
 
 @pytest.fixture(scope="module")

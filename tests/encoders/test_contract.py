@@ -1,11 +1,7 @@
-"""Every encoder behind the one contract: nothing beyond a clip shows, and ONNX computes what PyTorch does."""
+"""Every encoder behind the one contract: nothing beyond a clip shows."""
 
-import warnings
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
 
@@ -33,8 +29,6 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("logmel-stats", {}),
 ]
 NAMES = ["-".join([name, *map(str, parameters.get("fuse", ()))]) for name, parameters in CASES]
-
-EXPORTED = ["byola-2020-1-2-3-4-5", "vggish-10-15", "cnn14", "ast-1", "msm-mae", "logmel-stats"]
 
 
 @pytest.fixture(params=CASES, ids=NAMES)
@@ -71,36 +65,3 @@ def test_a_clip_in_a_padded_batch_is_the_clip_alone(encoder: AnyEncoder) -> None
         torch.testing.assert_close(highest[row], alone[0].amax(dim=0), rtol=1e-4, atol=1e-5)
         pooled = total[row] / n + (highest[row] if encoder.pooling == "mean+max" else 0)
         torch.testing.assert_close(pooled, encoder.pool(alone)[0], rtol=1e-4, atol=1e-4)
-
-
-# One of each kind: torch's exporter takes its time, and model_export tests what it writes.
-@pytest.mark.parametrize(
-    "encoder",
-    [CASES[NAMES.index(name)] for name in EXPORTED],
-    indirect=True,
-    ids=EXPORTED,
-)
-def test_it_exports_to_onnx_for_any_batch_and_length(encoder: AnyEncoder, tmp_path: Path) -> None:
-    contract = Contract(encoder, mean=MEAN, std=STD).eval()
-    dynamic = torch.export.Dim.DYNAMIC
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's exporter, on its own insides
-        program = torch.onnx.export(
-            contract,
-            (torch.randn(2, encoder.n_mels, 300), torch.tensor([300, 200])),
-            dynamic_shapes={"logmel": {0: dynamic, 2: dynamic}, "n_frames": {0: dynamic}},
-            input_names=["logmel", "n_frames"],
-            output_names=["frames", "sum", "max", "count"],
-            opset_version=18,
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    program.save(tmp_path / "encoder.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
-    for lengths, length in (([101], 104), ([304, 250, 111], 304), ([959, 97], 960)):
-        batch, n_frames = padded(clips_of(encoder, lengths), length), torch.tensor(lengths)
-        found = session.run(None, {"logmel": batch.numpy(), "n_frames": n_frames.numpy()})
-        for ours, expected in zip(found, contract(batch, n_frames), strict=True):
-            scale = max(1.0, float(expected.abs().max()))
-            np.testing.assert_allclose(ours / scale, expected.numpy() / scale, atol=1e-5)

@@ -1,140 +1,30 @@
 """Published layouts: random weights under the published names in, their encoder out; wrong files refused."""
 
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
 from transformers import ASTConfig, ASTForAudioClassification
 
 import encoders
 from encoders.cnn14 import CNN14
 from encoders.published import WrongWeightsError, load_published, plain_byola_key
 
-from .conftest import SMALL_CHANNELS, batch_norm_shapes, look_trained
+from ..published_files import (
+    SMALL_CHANNELS,
+    ast_shapes,
+    cnn14_file,
+    hugging_face,
+    msm_mae_file,
+    tensors,
+    vggish_file,
+)
+from .conftest import look_trained
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
 WIDTH = 768
-
-
-def tensors(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    torch.manual_seed(0)
-    return {key: torch.randn(shape) if shape else torch.tensor(7) for key, shape in shapes.items()}
-
-
-def vggish_file(fc: str = "fc") -> dict[str, Tensor]:
-    """The 18 entries, of the narrow network."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    channels = [1, 4, 6, 8, 8, 10, 10]
-    for number, (a, b) in zip((0, 3, 6, 8, 11, 13), pairwise(channels), strict=True):
-        shapes |= {f"features.{number}.weight": (b, a, 3, 3), f"features.{number}.bias": (b,)}
-    for number, a, b in ((0, 240, 24), (2, 24, 20), (4, 20, 12)):
-        shapes |= {f"{fc}.{number}.weight": (b, a), f"{fc}.{number}.bias": (b,)}
-    assert len(shapes) == 18
-    return tensors(shapes)
-
-
-def cnn14_file(window: int = 512) -> dict[str, Any]:
-    """The 84 entries beside the training's notes."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "spectrogram_extractor.stft.conv_real.weight": (window // 2 + 1, 1, window),
-        "spectrogram_extractor.stft.conv_imag.weight": (window // 2 + 1, 1, window),
-        "logmel_extractor.melW": (window // 2 + 1, 64),
-        **batch_norm_shapes("bn0", 64),
-        "fc1.weight": (2048, 2048),
-        "fc1.bias": (2048,),
-        "fc_audioset.weight": (527, 2048),
-        "fc_audioset.bias": (527,),
-    }
-    channels = (1, *SMALL_CHANNELS[:5], 2048)
-    for k, (a, b) in enumerate(pairwise(channels), start=1):
-        shapes |= {f"conv_block{k}.conv1.weight": (b, a, 3, 3), f"conv_block{k}.conv2.weight": (b, b, 3, 3)}
-        shapes |= batch_norm_shapes(f"conv_block{k}.bn1", b) | batch_norm_shapes(f"conv_block{k}.bn2", b)
-    assert len(shapes) == 84
-    return {"iteration": 500_000, "model": tensors(shapes), "sampler": {}}
-
-
-def vit_block(name: str, *, qkv_bias: bool = True) -> dict[str, tuple[int, ...]]:
-    layers = {
-        "attn.proj": (768, 768),
-        "mlp.fc1": (3072, 768),
-        "mlp.fc2": (768, 3072),
-        "attn.qkv": (2304, 768),
-    }
-    shapes: dict[str, tuple[int, ...]] = {f"{name}.{layer}.weight": shape for layer, shape in layers.items()}
-    shapes |= {f"{name}.{layer}.bias": shape[:1] for layer, shape in layers.items()}
-    shapes |= {f"{name}.{norm}.{kind}": (768,) for norm in ("norm1", "norm2") for kind in ("weight", "bias")}
-    if not qkv_bias:
-        del shapes[f"{name}.attn.qkv.bias"]
-        shapes |= {f"{name}.attn.q_bias": (768,), f"{name}.attn.v_bias": (768,)}
-    return shapes
-
-
-def ast_shapes(n_blocks: int = 12) -> dict[str, tuple[int, ...]]:
-    """The 159 entries, without their `module.`."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "v.cls_token": (1, 1, 768),
-        "v.dist_token": (1, 1, 768),
-        "v.pos_embed": (1, 1214, 768),
-        "v.patch_embed.proj.weight": (768, 1, 16, 16),
-        "v.patch_embed.proj.bias": (768,),
-        "v.norm.weight": (768,),
-        "v.norm.bias": (768,),
-        "v.head.weight": (1000, 768),
-        "v.head.bias": (1000,),
-        "v.head_dist.weight": (1000, 768),
-        "v.head_dist.bias": (1000,),
-        "mlp_head.0.weight": (768,),
-        "mlp_head.0.bias": (768,),
-        "mlp_head.1.weight": (527, 768),
-        "mlp_head.1.bias": (527,),
-    }
-    for i in range(n_blocks):
-        shapes |= vit_block(f"v.blocks.{i}")
-    return shapes
-
-
-def hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """AST's state dict under the names of the port, query, key and value apart."""
-    port = {
-        "v.cls_token": "embeddings.cls_token",
-        "v.dist_token": "embeddings.distillation_token",
-        "v.pos_embed": "embeddings.position_embeddings",
-        "v.patch_embed.proj": "embeddings.patch_embeddings.projection",
-        "v.norm": "layernorm",
-    }
-    parts = {
-        "norm1": "layernorm_before",
-        "norm2": "layernorm_after",
-        "attn.proj": "attention.output.dense",
-        "mlp.fc1": "intermediate.dense",
-        "mlp.fc2": "output.dense",
-    }
-    renamed: dict[str, Tensor] = {}
-    for key, value in state.items():
-        stem, _, kind = key.rpartition(".")
-        if key.startswith("v.head"):
-            continue
-        if key.startswith("mlp_head.0."):
-            renamed[f"classifier.layernorm.{kind}"] = value
-        elif key.startswith("mlp_head.1."):
-            renamed[f"classifier.dense.{kind}"] = value
-        elif key.startswith("v.blocks."):
-            number, part = stem.removeprefix("v.blocks.").split(".", 1)
-            layer = f"audio_spectrogram_transformer.encoder.layer.{number}"
-            if part == "attn.qkv":
-                for name, third in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                    renamed[f"{layer}.attention.attention.{name}.{kind}"] = third
-            else:
-                renamed[f"{layer}.{parts[part]}.{kind}"] = value
-        else:
-            name = port[key] if key in port else f"{port[stem]}.{kind}"
-            renamed[f"audio_spectrogram_transformer.{name}"] = value
-    return renamed
 
 
 @pytest.mark.parametrize("fc", ["fc", "embeddings"])
@@ -227,22 +117,9 @@ def test_asts_tags_read_the_plain_embedding(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(("columns", "unit_frames"), [(13, 208), (32, 512)])
 def test_msm_mae_is_read_without_its_decoder(columns: int, unit_frames: int) -> None:
-    shapes: dict[str, tuple[int, ...]] = {
-        "cls_token": (1, 1, 768),
-        "mask_token": (1, 1, 384),
-        "pos_embed": (1, 1 + 5 * columns, 768),
-        "patch_embed.proj.weight": (768, 1, 16, 16),
-        "patch_embed.proj.bias": (768,),
-        "norm.weight": (768,),
-        "norm.bias": (768,),
-        "decoder_embed.weight": (384, 768),
-        "decoder_blocks.0.norm1.weight": (384,),
-        "decoder_pred.bias": (256,),
-    }
-    for i in range(2):
-        shapes |= vit_block(f"blocks.{i}", qkv_bias=False)
-    file = tensors(shapes)
-    found = load_published("msm-mae", {"model": file, "epoch": 99})
+    content = msm_mae_file(columns)
+    file = content["model"]
+    found = load_published("msm-mae", content)
     assert found.parameters == {"unit_frames": unit_frames}
     assert set(found.ignored) == {key for key in file if key.startswith(("decoder", "mask"))}
     bias = found.encoder.state_dict()["blocks.1.attn.qkv.bias"]

@@ -1,8 +1,11 @@
 """HEAR's common API over model folders: the real validator, its successor's rules, the server's figures."""
 
 import os
+import re
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,8 @@ from service.audio import decode
 from service.errors import ModelFolderError
 from service.model import Model
 from service.windows import embed
+
+from ..published_files import CASES
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "models" / "byola"
@@ -88,6 +93,37 @@ def test_hears_validator_warns_of_frames_longer_than_50_ms_and_of_nothing_else(f
     assert "Looks good!" in done.stdout
     assert done.stderr.count("Warning") == 1
     assert "less than or equal to 50ms" in done.stderr
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hears_validator_finds_every_encoder_good(
+    case: str,
+    imported: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No warning but the one about frames longer than 50 ms. In this interpreter: torch is loaded once."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "no_tensorflow")
+    validator = pytest.importorskip(
+        "hearvalidator.validate", reason="pip install --no-deps hearvalidator==2021.0.2"
+    )
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        validator.ValidateModel("hear", str(imported(case)), "cpu")()
+    frames = re.search(r"Interval between timestamps is (\S+)ms", capsys.readouterr().out)
+    assert frames is not None
+    # of a single frame there is no interval
+    assert ["50ms" in str(warning.message) for warning in seen] == [True] * (float(frames[1]) > 50)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_timestamps_of_every_encoder_lie_within_the_sound(
+    case: str, imported: Callable[[str], Path]
+) -> None:
+    model = hear.load_model(str(imported(case)))
+    for duration_s in (0.3, 1.07, 12.5):
+        _, (times_ms, *_) = hear.get_timestamp_embeddings(noise(1, duration_s), model)
+        assert 0 <= times_ms.min() <= times_ms.max() <= 1000 * duration_s
 
 
 @pytest.mark.parametrize(("n_sounds", "duration_s"), [(2, 1.07), (2, 1.98), (2, 4.0), (4, 2.74)])

@@ -29,6 +29,22 @@ def test_a_run_becomes_a_folder_that_is_served(
     assert load_card(out).name == "other"
 
 
+def test_layers_of_a_runs_encoder_are_fused_on_request(
+    make_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", "--run", str(make_run()), "--out", str(tmp_path / "fused")]
+    assert main([*words, "--fuse", "2,5"]) == 1
+    assert "AudioNTT2022 has no layer 5 to fuse, only 1, 2, 3, 4" in capsys.readouterr().err
+    assert main([*words, "--fuse", "2,4"]) == 0
+    card = load_card(tmp_path / "fused")
+    assert card.embedding_size == 1024 + 256
+    assert card.encoder.parameters == {"n_mels": 64, "d": 1280, "fuse": [2, 4]}
+    assert card.description == "byola-2022 #2 #4, trained by viola"
+    with pytest.raises(SystemExit):
+        main([*words, "--fuse", "two"])
+    assert "'two' is no list of layers like 10,15" in capsys.readouterr().err
+
+
 def test_a_published_file_becomes_a_folder_under_its_licence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

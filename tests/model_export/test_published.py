@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from encoders.published import LAYERED_BYOLA
 from model_export.errors import ExportError
 from model_export.published import NOTICE, load_published
 from model_export.weights import Trained
@@ -55,6 +56,17 @@ def test_wrappers_and_prefixes_are_taken_off(wrapper: str | None, prefix: str, t
     state = {prefix + key: value for key, value in published_state("byola-2020").items()}
     content = {wrapper: state, "epoch": 100} if wrapper else state
     assert load("byola-2020", content, tmp_path).parameters == {"n_mels": 64, "d": 512}
+
+
+def test_the_layered_variant_of_v1_holds_the_same_weights(tmp_path: Path) -> None:
+    state = published_state("byola-2020")
+    layered = {plain: name for name, plain in LAYERED_BYOLA.items()}
+    renamed = {
+        ".".join(["model", layered[stem], kind]): value
+        for (stem, _, kind), value in ((key.rpartition("."), value) for key, value in state.items())
+    }
+    found = load("byola-2020", renamed, tmp_path).encoder.state_dict()
+    assert all(torch.equal(found[key].double(), state[key].double()) for key in state)
 
 
 def test_files_of_old_versions_of_torch_are_read_too(tmp_path: Path) -> None:

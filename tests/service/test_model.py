@@ -96,6 +96,7 @@ def test_lengths_are_few_and_a_full_window_is_one() -> None:
     lengths = {padded_length(n, longest=1000) for n in range(1, 1001)}
     assert len(lengths) == 40
     assert padded_lengths(1000) == sorted(lengths)
+    assert padded_lengths(1000, shortest=96) == sorted(length for length in lengths if length >= 96)
     assert padded_length(101, longest=1000) == 104
     assert padded_length(999, longest=1000) == 1000
 
@@ -112,6 +113,42 @@ def test_a_head_scores_as_computed_by_hand() -> None:
     )
     scores = head.score(np.array([[3, 3]], dtype=np.float32))  # scaled (1, 1): logits (0, ln 3)
     np.testing.assert_allclose(scores, [[0.25, 0.75]], rtol=1e-6)
+
+
+def test_a_head_with_a_layer_normalisation_scores_as_computed_by_hand() -> None:
+    head = Head(
+        name="toy",
+        labels=("first", "last"),
+        task="multilabel",
+        scaler_mean=np.zeros(2, dtype=np.float32),
+        scaler_std=np.ones(2, dtype=np.float32),
+        weight=np.array([[1, 0], [0, np.log(3)]], dtype=np.float32),
+        bias=np.zeros(2, dtype=np.float32),
+        layer_norm_eps=3.0,
+    )
+    # mean 3, variance 1, and 1 / sqrt(1 + 3): (-1/2, 1/2)
+    scores = head.score(np.array([[2, 4]], dtype=np.float32))
+    np.testing.assert_allclose(scores, [[1 / (1 + np.exp(0.5)), 3**0.5 / (1 + 3**0.5)]], rtol=1e-6)
+
+
+def test_a_head_file_with_a_layer_normalisation_needs_no_scaler(make_toy: MakeToy, tmp_path: Path) -> None:
+    """So that a server which does not know of it refuses the head instead of scoring without it."""
+    folder = make_toy(tmp_path / "toy")
+    path = folder / "heads" / "pets.safetensors"
+    tensors = {name: load_file(path)[name] for name in ("weight", "bias")}
+    metadata = {"labels": '["cat", "dog", "fish"]', "task": "multilabel"}
+    save_file(tensors, path, metadata | {"layer_norm_eps": "1e-05"})
+    accept_changed_file(folder, "heads/pets.safetensors")
+    assert Model.load(folder, device="cpu").heads["pets"].layer_norm_eps == 1e-5
+    for wrong in ("none", "nan", "-1"):
+        save_file(tensors, path, metadata | {"layer_norm_eps": wrong})
+        accept_changed_file(folder, "heads/pets.safetensors")
+        with pytest.raises(ModelFolderError, match="not a small positive number"):
+            Model.load(folder, device="cpu")
+    save_file(tensors, path, metadata)
+    accept_changed_file(folder, "heads/pets.safetensors")
+    with pytest.raises(ModelFolderError, match="holds no tensor `scaler_mean`"):
+        Model.load(folder, device="cpu")
 
 
 def test_multilabel_scores_stand_alone_and_never_overflow(toy_model: Model) -> None:
@@ -144,6 +181,10 @@ def test_int8_is_taken_on_a_cpu_when_it_is_there(make_toy: MakeToy, tmp_path: Pa
         ({"colour": "red"}, "colour: Extra inputs are not permitted"),
         ({"name": "../etc"}, "name: String should match"),
         ({"min_samples": 300}, "min_samples = 300 gives 2 log-mel frames"),
+        (
+            {"windows": {"kind": "exact", "stride": 4, "frames": 200, "min_frames": 96}},
+            "gives 5 log-mel frames, fewer than the 96",
+        ),
         ({"windows": {"kind": "exact", "stride": 4, "context": 1, "frames": 8}}, "keeps none of its output"),
         ({"files": {}}, "lists no frontend.safetensors"),
         ({"embedding_size": 17}, r"`scaler_mean` is float32 \(16,\), not float32 \(17,\)"),
@@ -421,6 +462,18 @@ def test_a_folder_that_was_exchanged_meanwhile_is_not_opened_in_its_place(
     with pytest.raises(Overloaded, match=r"encoder.onnx is not the file of the card"):
         model.run(log_mels(101))
     assert session.opened == 1
+
+
+def test_nothing_shorter_than_the_shortest_input_is_run_to_warm_up(
+    make_toy: MakeToy, tmp_path: Path, toy_model: Model
+) -> None:
+    windows = {"kind": "exact", "stride": 4, "context": 1, "frames": 200, "min_frames": 96}
+    folder = make_toy(tmp_path / "toy", windows=windows, min_samples=16_000)
+    session = Counting()
+    Model(folder, load_card(folder), toy_model._logmel, session, {}, "float32").warm_up(
+        max_batch_frames=400, max_batch_items=8
+    )
+    assert min(shape[2] for shape in session.shapes) == 96
 
 
 class Counting:

@@ -62,6 +62,14 @@ def test_windows_keep_each_output_frame_once_and_in_order(
     assert kept == list(range(n // stride))
 
 
+def test_exact_windows_without_context_drop_a_rest_that_gives_nothing() -> None:
+    examples = Windows(kind="exact", stride=4, frames=24, min_frames=12)  # two examples of 12
+    assert split(48, examples) == [Window(0, 24), Window(24, 48)]
+    assert split(59, examples) == [Window(0, 24), Window(24, 48)]
+    assert split(60, examples)[2:] == [Window(48, 60)]
+    assert split(11, examples) == [Window(0, 11)]
+
+
 def test_independent_windows_stand_side_by_side_and_a_short_rest_is_dropped() -> None:
     assert split(20, ALONE) == [Window(0, 10), Window(10, 20)]
     assert split(24, ALONE)[2:] == [Window(20, 24)]
@@ -155,6 +163,19 @@ def test_frames_carry_the_times_of_their_centres(toy_model: Model) -> None:
     embedding = embed(toy_model.run, toy_model.card, [log_mel(1001)], frames=True)
     assert embedding.times_s is not None
     np.testing.assert_allclose(embedding.times_s, 0.015 + 0.04 * np.arange(250), rtol=1e-12)
+
+
+def test_the_frame_of_an_independent_window_is_in_the_middle_of_that_window(toy_model: Model) -> None:
+    """A full window of 100 log-mel frames lasts a second; the log-mel frame t is centred at 10 t ms."""
+    whole = {"frame_period_ms": 1000, "first_frame_centre_ms": 495}
+    windows = Windows(kind="independent", stride=4, frames=100, min_frames=4)
+    card = with_windows(toy_model, windows).model_copy(update=whole)
+    vector = np.zeros(16, dtype=np.float32)
+    for n, expected in ((100, [0.495]), (40, [0.195]), (240, [0.495, 1.495, 2.195])):
+        pool = Pool(card, frames=True)
+        for window in split(n, windows):
+            pool.add(window, Output(vector, vector, 1, vector[None]))
+        np.testing.assert_allclose(pool.result().times_s, expected)
 
 
 def test_independent_windows_are_averaged_by_their_length(toy_model: Model) -> None:
