@@ -1,16 +1,17 @@
-"""Results in, their tables in README.md out, between markers: no figure is typed by hand.
+"""Results in, their tables out, between markers in README.md and docs/encoders.md, so that none is typed.
 
 <!-- load: begin -->  …  <!-- load: end -->
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from benchmarks.results import Result, read, say
 
 README = Path(__file__).parent / "README.md"
+ENCODERS = Path(__file__).parents[1] / "docs" / "encoders.md"
 
 # Each is a script of this folder, which writes results/NAME.json and has `table(result) -> str`.
 NAMES = (
@@ -28,13 +29,18 @@ NAMES = (
 
 
 def main() -> None:
-    page = README.read_text(encoding="utf-8")
-    for name in NAMES:
+    fill(README, NAMES)
+    fill(ENCODERS, ("encoders",))
+
+
+def fill(path: Path, names: Sequence[str]) -> None:
+    page = path.read_text(encoding="utf-8")
+    for name in names:
         result = read(name)
         if result is None:
             say(f"{name}: no result yet")
         page = with_section(page, name, section(name, result))
-    README.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8")
 
 
 def section(name: str, result: Result | None) -> str:
