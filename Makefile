@@ -17,6 +17,7 @@ check: .venv/ready  ## lint and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy service encoders training model_export benchmarks
+	MYPYPATH=clients/python .venv/bin/mypy clients/python/viola_client
 
 format: .venv/ready
 	.venv/bin/ruff check --fix .
@@ -25,12 +26,13 @@ format: .venv/ready
 demo: .venv/ready  ## the whole chain on a few clips: train tiny, export, serve, embed
 	.venv/bin/python -m benchmarks.demo
 
-bench: .venv/ready  ## measure speed, 16 minutes on an idle machine, 10 more the first time; the tables land in benchmarks/README.md
+bench: .venv/ready  ## measure speed, 16 minutes on an idle machine, 10 more the first time; the tables land in benchmarks/README.md and docs/sizing.md
 	.venv/bin/python -m benchmarks.peers.install
 	.venv/bin/python -m benchmarks.overhead
 	.venv/bin/python -m benchmarks.load
 	.venv/bin/python -m benchmarks.training
 	.venv/bin/python -m benchmarks.report
+	.venv/bin/python -m benchmarks.sizing
 
 docs:  ## the documentation's site, into build/site
 	$(PYTHON) -m venv build/docs
@@ -47,6 +49,6 @@ clean:
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet '.[cpu,bulk,otel,train,dev]'
+	.venv/bin/pip install --quiet '.[cpu,bulk,otel,ray,train,dev]'
 	.venv/bin/pip install --quiet --no-deps hearvalidator==2021.0.2 # its dependencies include TensorFlow, which it does not need
 	touch $@

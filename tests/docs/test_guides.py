@@ -1,18 +1,30 @@
 """The guides' programs, taken out of their pages and run against a live server."""
 
 import csv
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import torch
+from numpy.typing import NDArray
 
 from benchmarks.servers import running, viola
+from encoders.frontend import BYOLA
+from service.audio import decode
+from service.offline import audio_files
+from tests.model_export.test_published import published_state
+from tests.training.conftest import TINY
+from training.logmel import LogMel
+from training.recipe import as_toml, load_recipe
 
 ROOT = Path(__file__).parents[2]
 GUIDES = ROOT / "docs" / "guides"
@@ -38,7 +50,7 @@ def programs(tmp_path: Path) -> Path:
 
 
 def run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -99,3 +111,101 @@ def test_a_sound_that_appears_gets_its_line(programs: Path, environment: dict[st
 @pytest.mark.skipif(not shutil.which("node"), reason="there is no Node")
 def test_javascript_gets_tags_and_vectors(programs: Path, environment: dict[str, str]) -> None:
     assert run(["node", "tag.mjs", str(DOG)], programs, environment) == "dog 3072\n"
+
+
+@pytest.fixture
+def workshop(programs: Path) -> Path:
+    """The programs' folder with labelled sounds, five of each label, and a copy of the default model."""
+    sounds = {"dog": DOG.name, "rain": "rain_44k1_mono.mp3", "speech": "speech_16k_mono.flac"}
+    for label, name in sounds.items():
+        samples, rate = soundfile.read(FIXTURES / name)
+        starts = [int((1.5 + number / 10) * rate) for number in range(5)]
+        folder = programs / "my_sounds" / label
+        folder.mkdir(parents=True)
+        for number, start in enumerate(starts):
+            soundfile.write(folder / f"{number}.wav", samples[start : start + rate], rate)
+    shutil.copytree(programs / "my_sounds", programs / "labelled")
+    barks, rate = soundfile.read(DOG)
+    soundfile.write(programs / "dog.ogg", barks[int(1.55 * rate) : int(2.55 * rate)], rate)
+    shutil.copytree(ROOT / "models" / "byola", programs / "models" / "byola")
+    return programs
+
+
+@pytest.fixture
+def shell(workshop: Path) -> Iterator[Callable[..., str]]:
+    """shell("a.sh", "b.sh", NAME=value): what they print, beside a server of the workshop's models."""
+    with running(viola(workshop / "models" / "byola", "int8")) as server:
+
+        def run_scripts(*scripts: str, **variables: str) -> str:
+            environment = os.environ | {
+                "VIOLA_URL": f"http://127.0.0.1:{server.port}",
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+                "OMP_NUM_THREADS": "1",  # the networks are too small for more
+            }
+            command = ["bash", "-euo", "pipefail", "-c", "\n".join(f". ./{script}" for script in scripts)]
+            return run(command, workshop, environment | variables)
+
+        yield run_scripts
+
+
+@pytest.mark.timeout(900)
+def test_a_head_of_ones_own_labels_is_fitted_and_served(shell: Callable[..., str]) -> None:
+    out = shell("fit_head.sh", "serve_head.sh")
+    assert "3 labels, accuracy" in out
+    assert '"tags":[{"label":"dog"' in out
+
+
+@pytest.mark.timeout(900)
+def test_an_encoder_of_ones_own_is_trained_and_served(workshop: Path, shell: Callable[..., str]) -> None:
+    recipe = workshop / "tiny.toml"
+    recipe.write_text(as_toml(load_recipe("byola-2022", list(TINY))))
+    out = shell("train.sh", "serve_mine.sh", RECIPE=str(recipe))
+    assert "untrained" in out
+    assert "log-mel statistics" in out
+    assert '"model":"mine","head":"mine"' in out
+    assert '"embedding_size":320' in out
+    assert json.loads((workshop / "runs" / "mine.json").read_text())
+
+
+@pytest.mark.timeout(900)
+def test_a_published_checkpoint_is_imported_and_served(workshop: Path, shell: Callable[..., str]) -> None:
+    """Random weights in the published layout: the real file may be no test fixture, by its licence."""
+    torch.save(published_state("byola-2022"), workshop / "published.pth")
+    out = shell("import.sh", "serve_imported.sh", WEIGHTS="published.pth")
+    assert '"model":"byola-ntt"' in out
+    assert '"embedding_size":3072' in out
+    card = json.loads((workshop / "models" / "byola-ntt" / "card.json").read_text())
+    assert card["licence"] == "LicenseRef-NTT-evaluation"
+    logmels = np.concatenate([logmel_in_torch(path) for path in audio_files([workshop / "my_sounds"])])
+    assert card["normalization"]["mean"] == pytest.approx(logmels.mean(), abs=0.01)
+    assert card["normalization"]["std"] == pytest.approx(logmels.std(), abs=0.01)
+
+
+def logmel_in_torch(path: Path) -> NDArray[np.float32]:
+    waveform = torch.from_numpy(decode(path, sample_rate=BYOLA.sample_rate).samples)
+    return LogMel(BYOLA)(waveform[None]).numpy().ravel()
+
+
+def embedding_here(programs: Path, environment: dict[str, str]) -> dict[str, str]:
+    """The environment of the bulk guide's commands, and what they embed, in place."""
+    for folder in ("my_sounds", "more_sounds"):
+        (programs / folder).mkdir()
+    shutil.copy(FIXTURES / "rain_44k1_mono.mp3", programs / "my_sounds")
+    shutil.copy(DOG, programs / "more_sounds" / "dog.ogg")
+    (programs / "more_sounds" / "notes.txt").write_text("no sound")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return environment | {"PATH": path, "PYTHONPATH": str(ROOT), "VIOLA_MODELS_DIR": str(ROOT / "models")}
+
+
+@pytest.mark.parametrize("command", ["bulk.sh", "ray.sh"])
+def test_folders_and_lists_become_parts(command: str, programs: Path, environment: dict[str, str]) -> None:
+    if command == "ray.sh":
+        pytest.importorskip("ray")
+    here = embedding_here(programs, environment)
+    run(["sh", command], programs, here)
+    assert run([sys.executable, "read_parts.py", "embeddings/"], programs, here).splitlines() == [
+        "part-00000.parquet (2, 3072) float32",
+        "notes.txt: the file is not audio in a known format; send WAV, FLAC, Ogg Vorbis or Opus, MP3, AIFF, "
+        "M4A, AAC, WebM, WMA or AMR",
+    ]
