@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.servers import running, viola
 from encoders.frontend import BYOLA
 from service.audio import decode
+from service.model import load_card
 from service.offline import audio_files
 from tests.model_export.test_published import published_state
 from tests.training.conftest import TINY
@@ -172,7 +173,8 @@ def test_an_encoder_of_ones_own_is_trained_and_served(workshop: Path, shell: Cal
 def test_a_published_checkpoint_is_imported_and_served(workshop: Path, shell: Callable[..., str]) -> None:
     """Random weights in the published layout: the real file may be no test fixture, by its licence."""
     torch.save(published_state("byola-2022"), workshop / "published.pth")
-    out = shell("import.sh", "serve_imported.sh", WEIGHTS="published.pth")
+    out = shell("import.sh", "serve_imported.sh", "import_baseline.sh", WEIGHTS="published.pth")
+    assert load_card(workshop / "models" / "logmel-stats").embedding_size == 192
     assert '"model":"byola-ntt"' in out
     assert '"embedding_size":3072' in out
     card = json.loads((workshop / "models" / "byola-ntt" / "card.json").read_text())

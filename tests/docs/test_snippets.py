@@ -43,6 +43,10 @@ NOT_RUN = {
     ("README.md", "make test"): "is what runs this test",
     ("docs/api.md", "arecord "): "needs a microphone; tests/service/test_app.py sends raw PCM",
     ("docs/guides/search.md", "CREATE EXTENSION"): "needs PostgreSQL with pgvector 0.7 or newer",
+    (
+        "docs/guides/import_weights.md",
+        "python -m model_export import --encoder vggish",
+    ): "needs files that viola may not ship; tests/model_export/test_imports.py has the like with random weights",
     ("docs/hear.md", "$ pip install --no-deps hearvalidator"): "tests/hear/test_hear.py runs the validator",
     ("docs/hear.md", "python -m heareval"): "needs a NumPy that Python 3.11 cannot install, as the page says",
     ("docs/training.md", ". .venv/bin/activate"): "enters the environment that this test runs in",
