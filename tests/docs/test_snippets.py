@@ -46,7 +46,7 @@ NOT_RUN = {
     (
         "docs/guides/import_weights.md",
         "python -m model_export import --encoder vggish",
-    ): "needs files that viola may not ship; tests/model_export/test_imports.py has the like with random weights",
+    ): "needs files that are not shipped; tests/model_export/test_imports.py runs the like on random weights",
     ("docs/hear.md", "$ pip install --no-deps hearvalidator"): "tests/hear/test_hear.py runs the validator",
     ("docs/hear.md", "python -m heareval"): "needs a NumPy that Python 3.11 cannot install, as the page says",
     ("docs/training.md", ". .venv/bin/activate"): "enters the environment that this test runs in",
