@@ -110,6 +110,7 @@ def export(
             card = add_float16(folder, card, model, writer, verified, least_cosine, report)
         if int8:
             card = add_int8(folder, card, model, writer, clips, verified, least_cosine, report)
+        del model  # of a large network hundreds of megabytes, and the next step opens it again
         card = add_self_test(folder)
     return card
 
@@ -119,9 +120,8 @@ def add_self_test(folder: Path) -> Card:
     card = load_card(folder).model_copy(update={"self_test": None})
     known: tuple[Precision, ...] = ("float32", "float16", "int8")
     there = [precision for precision in known if GRAPH_FILES[precision] in card.files]
-    models = {each: Model.load(folder, device="cpu", precision=each) for each in there}
     expected: dict[str, Fingerprint] = {
-        each: fingerprint(model.probe_vector()) for each, model in models.items()
+        each: fingerprint(Model.load(folder, device="cpu", precision=each).probe_vector()) for each in there
     }
     card = card.model_copy(update={"self_test": SelfTest(expected=expected)})
     write_card(folder, card)

@@ -8,6 +8,7 @@ are taken off. Nothing is traced by value: batch and length stay free.
 """
 
 import copy
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,4 +97,6 @@ def write_graph(
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "viola", None
     onnx_ir.save(model, path)
+    del program, model  # a copy of all weights each, and the checker makes another
+    gc.collect()
     onnx.checker.check_model(path)

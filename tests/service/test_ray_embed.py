@@ -142,7 +142,7 @@ def running(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]
             process.send_signal(signal.SIGINT)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)  # Ray starts, and then seven actors one after the other
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc for who reads what")
 def test_workers_are_killed_and_every_file_is_in_the_result_once_as_embed_answers(
     sounds: Path, models_dir: Path, fixtures_dir: Path, serve: Callable[[], AbstractContextManager[str]]
