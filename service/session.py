@@ -58,7 +58,7 @@ FAILURES = (
 )
 SECOND = 104  # log-mel frames of a second, padded: what TensorRT shall be best at
 LANE_FRAMES = 8 * SECOND  # in one part of a batch: more fall out of a core's cache
-LARGE_BYTES = 100_000_000  # of a graph: its products are large enough to keep all threads busy
+LARGE_BYTES = 100_000_000  # of a graph: one clip keeps all threads busy, and takes 100 MB and more
 INPUT_IS_WRONG = (onnxruntime_errors.InvalidArgument, ValueError, TypeError)
 
 
@@ -114,11 +114,17 @@ class Session:
     def reopen(self) -> None:
         """Close the session, then open the file again. Raises ModelFolderError, and then it stays closed."""
         self._session = self._lanes = None  # first, so that the device's memory is free
-        self._session, self._lanes = self._open(), self._open_lanes()
+        self._session = self._open()
+        self._lanes = self._open_lanes()
 
     def _open_lanes(self) -> "Lanes | None":
-        """On a CPU with several threads, unless the graph is so large that to hold it twice would cost more."""
-        if self.device != "cpu" or self._threads == 1 or self._path.stat().st_size > LARGE_BYTES:
+        """On a CPU. A large graph is not held twice: all threads run one part of a batch after the other."""
+        if self.device != "cpu":
+            return None
+        if self._path.stat().st_size > LARGE_BYTES:
+            assert self._session is not None
+            return Lanes(self._session, 1)
+        if self._threads == 1:
             return None
         return Lanes(self._open(threads=1), self._n_lanes)
 

@@ -51,7 +51,10 @@ def test_a_session_that_cannot_be_opened_again_stays_closed(toy_folder: Path, tm
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 16])
 @pytest.mark.parametrize("length", [24, 600])
-def test_a_batch_in_parts_gives_what_it_gives_in_one(toy_folder: Path, n: int, length: int) -> None:
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_batch_in_parts_gives_what_it_gives_in_one(
+    toy_folder: Path, n: int, length: int, is_large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     random = np.random.default_rng(n)
     batch = {
         "logmel": random.normal(size=(n, 16, length)).astype(np.float32),
@@ -59,7 +62,10 @@ def test_a_batch_in_parts_gives_what_it_gives_in_one(toy_folder: Path, n: int, l
     }
     names = ["sum", "max", "count", "frames"]
     whole = Session(toy_folder / "encoder.onnx", device="cpu", threads=1, tensorrt=ENGINE)
+    if is_large:
+        monkeypatch.setattr(session_module, "LARGE_BYTES", 0)
     lanes = Session(toy_folder / "encoder.onnx", device="cpu", threads=3, tensorrt=ENGINE)
+    lanes.reopen()
     for a, b in zip(lanes.run(names, batch), whole.run(names, batch), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
