@@ -5,11 +5,11 @@
               └── a share of SHARE windows at a time ──┘
 
 A short clip is one window and one share. One that comes alone never leaves its decode thread, which runs the
-model too: on an idle server that is the shortest way. A long one is decoded share by share, the next one while the last
-is in the queue: an hour holds no more of the queue, and of the memory, than two shares, and its windows take
-turns with everybody else's. One decode thread is always left for short clips: what takes long (the shares of
-a long clip, large answers) has the others. All models share one batcher and one worker, because they share
-the cores.
+model too: on an idle server that is the shortest way. A long one is decoded share by share, the next one
+while the last is in the queue: an hour holds no more of the queue, and of the memory, than two shares, and
+its windows take turns with everybody else's. One decode thread is always left for short clips: what takes
+long (the shares of a long clip, large answers) has the others. All models share one batcher and one worker,
+because they share the cores.
 """
 
 import asyncio

@@ -10,7 +10,7 @@ LEVELS = 1 << 16  # an element is kept or dropped by 16 random bits
 
 
 class QuickDropout(nn.Dropout):
-    """nn.Dropout, but that its probability is rounded to 1 / 65 536 on a CPU. Draws from torch's generator."""
+    """nn.Dropout, its probability rounded to 1 / 65 536 on a CPU. Draws from torch's generator."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or x.device.type != "cpu":
