@@ -36,7 +36,7 @@ BLOCK = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.DOTALL | re.MULTIL
 
 @pytest.fixture(scope="module")
 def environment() -> Iterator[dict[str, str]]:
-    with running(viola(ROOT / "models" / "byola", "int8")) as server:
+    with running(viola(ROOT / "models" / "byola", "auto")) as server:
         url = f"http://127.0.0.1:{server.port}"
         yield os.environ | {"VIOLA_URL": url, "PYTHONPATH": str(ROOT / "clients" / "python")}
 
@@ -135,7 +135,7 @@ def workshop(programs: Path) -> Path:
 @pytest.fixture
 def shell(workshop: Path) -> Iterator[Callable[..., str]]:
     """shell("a.sh", "b.sh", NAME=value): what they print, beside a server of the workshop's models."""
-    with running(viola(workshop / "models" / "byola", "int8")) as server:
+    with running(viola(workshop / "models" / "byola", "auto")) as server:
 
         def run_scripts(*scripts: str, **variables: str) -> str:
             environment = os.environ | {
