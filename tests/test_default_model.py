@@ -142,8 +142,8 @@ def test_the_card_tells_data_recipe_licence_and_results(float_model):
     assert card.variants["int8"]["cosine_mean"] > 0.999  # type: ignore[operator]
     tasks = {str(row["task"]): row for row in card.evaluation}
     assert {"esc50", "esc10", "asc_keyword", "asc_speaker", "fsdd_digit", "instrument"} <= set(tasks)
-    assert tasks["esc50"]["value"] > 0.7  # type: ignore[operator]
-    assert np.mean([row["value"] for row in tasks.values()]) > 0.87  # type: ignore[misc]
+    assert tasks["esc50"]["value"] >= 0.74  # type: ignore[operator]
+    assert np.mean([row["value"] for row in tasks.values()]) >= 0.875  # type: ignore[misc]
     for row in tasks.values():
         assert {"value", "ci95", "untrained", "log-mel statistics"} <= set(row)
 
