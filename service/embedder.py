@@ -148,11 +148,17 @@ class Embedder:
         clip = _Clip(model, upload, ask, self._max_audio_s, _Budget(ask))
         try:
             share = await self._open(clip, is_lone=True)
-            with self.batcher.admit(clip.cost(share)) as place:
-                await self._finish(clip, share, place)
+            if clip.early_outputs is None:
+                with self.batcher.admit(clip.cost(share)) as place:
+                    await self._finish(clip, share, place)
+                waited_s, ran_s = place.waited_s, place.ran_s
+            else:
+                await self._add(clip, share, clip.early_outputs)
+                self.batcher.on_wait(0.0)
+                waited_s, ran_s = 0.0, clip.ran_early_s
         finally:
             clip.stop_reading()
-        self._note(place, [clip], timings)
+        self._note(waited_s, ran_s, [clip], timings)
         return await self._result(clip)
 
     async def embed_all(
@@ -163,7 +169,7 @@ class Embedder:
         budget = _Budget(ask)
         clips = [_Clip(model, upload, ask, self._max_audio_s, budget) for upload in uploads]
         try:
-            shares = await _all(_caught(self._open, clip, len(clips) == 1) for clip in clips)
+            shares = await _all(_caught(self._open, clip) for clip in clips)
             budget.check()
             for share in shares:
                 if isinstance(share, Overloaded):
@@ -177,7 +183,7 @@ class Embedder:
             for clip in clips:
                 clip.stop_reading()
         budget.check()
-        self._note(place, [clip for clip, _ in good], timings)
+        self._note(place.waited_s, place.ran_s, [clip for clip, _ in good], timings)
         errors = {clip: end for (clip, _), end in zip(good, ends, strict=True) if isinstance(end, ViolaError)}
         errors |= {
             clip: share for clip, share in zip(clips, shares, strict=True) if isinstance(share, ViolaError)
@@ -224,7 +230,7 @@ class Embedder:
                 retry_after_s=self.batcher.retry_after_s(),
             )
 
-    async def _open(self, clip: "_Clip", is_lone: bool) -> list[Job]:
+    async def _open(self, clip: "_Clip", is_lone: bool = False) -> list[Job]:
         """The first share, which for most clips is all. Raises Overloaded when too many clips wait.
 
         Those that are being decoded will take room too: without counting them, an overloaded server would
@@ -256,11 +262,7 @@ class Embedder:
         while share:
             following = None if clip.is_read else asyncio.ensure_future(self._next_share(clip))
             try:
-                outputs = self._early(clip, place) or await place.run(share)
-                if clip.needs_frames:  # pooling thousands of frames takes milliseconds
-                    await self.in_thread(lambda: clip.add(share, outputs), takes_long=clip.is_long)  # noqa: B023
-                else:
-                    clip.add(share, outputs)
+                await self._add(clip, share, await place.run(share))
                 share = await following if following else []
             finally:
                 if following:
@@ -268,12 +270,11 @@ class Embedder:
                     await asyncio.gather(following, return_exceptions=True)
                     following = None  # it leads to its error, whose traceback leads here
 
-    def _early(self, clip: "_Clip", place: Place[Job, Output]) -> list[Output] | None:
-        """What `_first_share` has already made of the share; it waited for nobody."""
-        if clip.early_outputs is not None:
-            place.ran_s += clip.ran_early_s
-            self.batcher.on_wait(0.0)
-        return clip.early_outputs
+    async def _add(self, clip: "_Clip", share: list[Job], outputs: list[Output]) -> None:
+        if clip.needs_frames:  # pooling thousands of frames takes milliseconds
+            await self.in_thread(partial(clip.add, share, outputs), takes_long=clip.is_long)
+        else:
+            clip.add(share, outputs)
 
     async def _next_share(self, clip: "_Clip") -> list[Job]:
         return await self.in_thread(clip.next_share, takes_long=True)
@@ -296,10 +297,10 @@ class Embedder:
         self._metrics.batch_fill_ratio.observe(sound / (len(jobs) * cost_of(jobs[0])))
         return outputs
 
-    def _note(self, place: Place[Job, Output], clips: "list[_Clip]", timings: Timings) -> None:
+    def _note(self, waited_s: float, ran_s: float, clips: "list[_Clip]", timings: Timings) -> None:
         """Stage times into the request's timings and the metrics."""
-        timings.queue += place.waited_s
-        timings.inference += place.ran_s
+        timings.queue += waited_s
+        timings.inference += ran_s
         for clip in clips:
             self._metrics.decode_duration.observe(clip.timings.decode)
             self._metrics.logmel_duration.observe(clip.timings.logmel)

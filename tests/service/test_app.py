@@ -256,7 +256,7 @@ def test_the_stages_are_timed(client: httpx.Client) -> None:
     response = client.post("/embed", content=wav(noise(1.0)), headers=RAW)
     stages = [part.split(";dur=") for part in response.headers["server-timing"].split(", ")]
     assert [name for name, _ in stages] == ["read", "decode", "logmel", "queue", "inference", "encode"]
-    assert all(float(ms) > 0 for _, ms in stages)
+    assert {name for name, ms in stages if float(ms) == 0} <= {"queue"}  # which nobody stands in here
 
 
 def test_a_clip_is_classified_by_the_head_that_was_asked_for(client: httpx.Client) -> None:
@@ -459,19 +459,9 @@ def test_other_origins_are_let_in_where_the_settings_say_so(models_dir: Path) ->
 
 @contextlib.contextmanager
 def held_worker(state: Any) -> Iterator[None]:
-    """The worker waits in its next batch until the block ends."""
-    gate, run = threading.Event(), state.embedder.batcher._run_batch
-
-    def wait_and_run(jobs: list[Any]) -> Any:
-        gate.wait(10)
-        return run(jobs)
-
-    state.embedder.batcher._run_batch = wait_and_run
-    try:
+    """Nobody runs a batch until the block ends."""
+    with state.embedder.batcher._turn:
         yield
-    finally:
-        gate.set()
-        state.embedder.batcher._run_batch = run
 
 
 def until(claim: Callable[[], bool]) -> None:

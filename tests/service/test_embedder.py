@@ -94,7 +94,7 @@ def test_a_long_clip_holds_two_shares_of_the_queue_and_a_short_one_what_it_is(to
             return admit(cost)
 
         embedder.batcher.admit = note
-        await embedder.embed(toy_model, Upload(flac(1.0)), Ask(), Timings())
+        await embedder.embed_all(toy_model, [Upload(flac(1.0))], Ask(), Timings())
         assert costs == [104]  # 101 frames, padded
         costs.clear()
         await embedder.embed(toy_model, Upload(flac(60.0)), Ask(), Timings())

@@ -164,7 +164,7 @@ def test_it_serves_and_a_sigterm_ends_it_with_0(workers: int, models_dir: Path, 
         process.kill()
     assert process.returncode == 0
     lines = [orjson.loads(line) for line in log.splitlines()]
-    assert any("thread(s) for inference" in line["message"] for line in lines)
+    assert any("thread(s) for the inference of" in line["message"] for line in lines)
     assert {line["level"] for line in lines} == {"info"}
 
 
