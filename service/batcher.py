@@ -172,8 +172,9 @@ class Batcher(Generic[Item, Result]):
 
     def run_here(self, items: list[Item]) -> list[Result] | None:
         """In the caller's thread, at once: the results of items of one group; None where somebody waits or is
-        being worked for, or where they fail: then `Place.run` is the way, which knows what to do."""
-        if self._line or self._closing or not self._turn.acquire(blocking=False):
+        being worked for, where every batch is to wait, or where they fail: then `Place.run` is the way, which
+        knows what to do."""
+        if self._line or self._closing or self._max_wait_s or not self._turn.acquire(blocking=False):
             return None
         self._started_here = time.perf_counter()
         try:
