@@ -10,8 +10,10 @@ Out: results/encoders.json, and the table in docs/encoders.md.
 
 import argparse
 import gc
+import json
+import subprocess
+import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,6 @@ from model_export.export import About, Samples, export
 from model_export.weights import Trained
 from service.audio import decode
 from service.model import Model, Precision
-from service.windows import embed
 
 FIXTURES = ROOT / "tests" / "fixtures"
 SOUND = FIXTURES / "birds_30s_16k_mono.opus"
@@ -38,6 +39,24 @@ SOUND_S = 10
 CLIPS = 12  # to verify and calibrate with
 PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
 ANY_DISTANCE = -1.0  # of random weights
+
+# In a process without torch, as the server is one: other libraries' threads would be counted, too.
+SERVED = """
+import json, sys, time
+from service.audio import decode
+from service.model import Model
+from service.windows import embed
+folder, precision, sound, seconds, rounds = sys.argv[1:]
+from pathlib import Path
+model = Model.load(Path(folder), device="cpu", precision=precision, threads=1)
+samples = decode(Path(sound), sample_rate=16_000).samples[: 16_000 * int(seconds)]
+took = []
+for _ in range(int(rounds) + 2):  # two to warm up
+    started = time.process_time()
+    embed(model.run, model.card, [model.logmel(samples)])
+    took.append(time.process_time() - started)
+print(json.dumps(took[2:]))
+"""
 
 
 @dataclass(frozen=True)
@@ -98,9 +117,7 @@ def measure(entry: Entry, clips: Sequence[Samples], sound: Samples, rounds: int)
         row["multiply_adds_per_s"] = multiply_adds(encoder, Model.load(folder, precision="float32"), sound)
         for precision in PRECISIONS:
             if precision == "float32" or "int8_refused" not in row:
-                row[precision] = cpu_ms_per_s(
-                    Model.load(folder, device="cpu", precision=precision), sound, rounds
-                )
+                row[precision] = cpu_ms_per_s(folder, precision, rounds)
         card = Model.load(folder, precision="float32").card
     return row | {
         "embedding_size": card.embedding_size,
@@ -125,16 +142,11 @@ def multiply_adds(encoder: AnyEncoder, model: Model, sound: Samples) -> float:
     return counter.get_total_flops() / 2 / SOUND_S
 
 
-def cpu_ms_per_s(model: Model, sound: Samples, rounds: int) -> dict[str, float]:
+def cpu_ms_per_s(folder: Path, precision: Precision, rounds: int) -> dict[str, float]:
     """Milliseconds of one core for a second of sound: log-mel, graph, pooling."""
-
-    def once() -> float:
-        started = time.process_time()
-        embed(model.run, model.card, [model.logmel(sound)])
-        return 1000 * (time.process_time() - started) / SOUND_S
-
-    once()
-    return middle([once() for _ in range(rounds)])
+    words = [sys.executable, "-c", SERVED, str(folder), precision, str(SOUND), str(SOUND_S), str(rounds)]
+    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return middle([1000 * seconds / SOUND_S for seconds in json.loads(told)])
 
 
 def _megabytes(encoder: AnyEncoder) -> float:
