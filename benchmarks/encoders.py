@@ -32,7 +32,7 @@ from model_export.errors import ExportError
 from model_export.export import About, Samples, export
 from model_export.weights import Trained
 from service.audio import decode
-from service.model import Model, Precision
+from service.model import Card, Model, Precision
 
 FIXTURES = ROOT / "tests" / "fixtures"
 SOUND = FIXTURES / "birds_30s_16k_mono.opus"
@@ -111,27 +111,25 @@ def measure(entry: Entry, clips: Sequence[Samples], sound: Samples, rounds: int)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         try:
-            _export(trained, folder, clips, int8=True)
+            card = _export(trained, folder, clips, int8=True)
         except ExportError as error:
             row["int8_refused"] = str(error)
-            _export(trained, folder, clips, int8=False)
+            card = _export(trained, folder, clips, int8=False)
         row["multiply_adds_per_s"] = multiply_adds(encoder, Model.load(folder, precision="float32"), sound)
         for precision in PRECISIONS:
             if precision == "float32" or "int8_refused" not in row:
                 row[precision] = cpu_ms_per_s(folder, precision, rounds)
-        card = Model.load(folder, precision="float32").card
     return row | {
         "embedding_size": card.embedding_size,
         "frame_period_ms": card.frame_period_ms,
         "shortest_ms": round(1000 * card.min_samples / card.sample_rate, 1),
         "windows": card.windows.kind,
-        "float32_mb": round(_megabytes(encoder), 1),
     }
 
 
-def _export(trained: Trained, folder: Path, clips: Sequence[Samples], *, int8: bool) -> None:
+def _export(trained: Trained, folder: Path, clips: Sequence[Samples], *, int8: bool) -> Card:
     about = About("model", "0", "random weights", "none", "none", "none")
-    export(trained, folder, about=about, clips=clips, int8=int8, least_cosine=ANY_DISTANCE, force=True)
+    return export(trained, folder, about=about, clips=clips, int8=int8, least_cosine=ANY_DISTANCE, force=True)
 
 
 def multiply_adds(encoder: AnyEncoder, model: Model, sound: Samples) -> float:
@@ -149,11 +147,6 @@ def cpu_ms_per_s(folder: Path, precision: Precision, rounds: int) -> dict[str, f
     words = [sys.executable, "-c", SERVED, str(folder), precision, str(SOUND), str(SOUND_S), str(rounds)]
     told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return middle([1000 * seconds / SOUND_S for seconds in json.loads(told)])
-
-
-def _megabytes(encoder: AnyEncoder) -> float:
-    assert isinstance(encoder, nn.Module)
-    return sum(p.numel() * p.element_size() for p in encoder.parameters()) / 1e6
 
 
 def table(result: Result) -> str:

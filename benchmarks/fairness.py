@@ -20,7 +20,7 @@ from benchmarks import uploads
 from benchmarks.long_audio import HOUR_S, an_hour
 from benchmarks.results import Result, markdown, middle, say, span, write
 from benchmarks.servers import ROOT, Running, running, viola
-from benchmarks.wire import Connection, Gone, ask, post
+from benchmarks.wire import Gone, ask, post
 
 ALONE, BESIDE = "alone", "beside an hour-long upload"
 PERCENTILES = {"p50": 50, "p95": 95, "p99": 99}
@@ -105,14 +105,9 @@ async def _upload(port: int, request: bytes, result: Round) -> None:
 async def _send(port: int, request: bytes, due: float, result: Round) -> None:
     await asyncio.sleep(due - time.perf_counter())
     with suppress(Gone, OSError, TimeoutError):
-        connection = await Connection.open(port)
-        try:
-            await connection.send(request)
-            if (await connection.answer()).status == 200:
-                result.latencies_s.append(time.perf_counter() - due)
-                return
-        finally:
-            await connection.close()
+        if (await ask(port, request)).status == 200:
+            result.latencies_s.append(time.perf_counter() - due)
+            return
     result.failures += 1
 
 

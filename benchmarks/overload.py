@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.clients import burst
 from benchmarks.results import Result, markdown, say, write
 from benchmarks.servers import ROOT, Running, running, viola
-from benchmarks.wire import Connection, Gone, post
+from benchmarks.wire import Gone, ask, post
 from service.threads import usable_cores
 
 SOUND = ROOT / "tests" / "fixtures" / "birds_30s_16k_mono.opus"
@@ -79,12 +79,7 @@ async def offer(port: int, request: bytes, per_s: float, seconds: float) -> Outc
 async def _send(port: int, request: bytes, due: float, outcome: Outcome) -> None:
     await asyncio.sleep(due - time.perf_counter())
     with suppress(Gone, OSError, TimeoutError):
-        connection = await Connection.open(port)
-        try:
-            await connection.send(request)
-            status = (await connection.answer()).status
-        finally:
-            await connection.close()
+        status = (await ask(port, request)).status
         if status in (200, 503):
             ends = outcome.answered_s if status == 200 else outcome.refused_s
             ends.append(time.perf_counter() - due)
