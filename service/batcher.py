@@ -108,7 +108,8 @@ class Batcher(Generic[Item, Result]):
         self._idle.set()
         self._worker = Crew(1, name="viola-model")
         self._turn = threading.Lock()  # whose holder may run a batch
-        self._batch_started: float | None = None  # of whoever holds the turn
+        self._batch_started: float | None = None
+        self._started_here: float | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -123,7 +124,8 @@ class Batcher(Generic[Item, Result]):
     @property
     def stuck_s(self) -> float:
         """Seconds that the worker has been in the batch it is in now; 0 when it is free."""
-        return 0.0 if self._batch_started is None else time.perf_counter() - self._batch_started
+        begun = [at for at in (self._batch_started, self._started_here) if at is not None]
+        return time.perf_counter() - min(begun) if begun else 0.0
 
     @property
     def limit_cost(self) -> float:
@@ -174,7 +176,7 @@ class Batcher(Generic[Item, Result]):
         knows what to do."""
         if self._line or self._closing or self._max_wait_s or not self._turn.acquire(blocking=False):
             return None
-        self._batch_started = time.perf_counter()
+        self._started_here = time.perf_counter()
         try:
             results = list(self._run_batch(items))
             return results if len(results) == len(items) else None
@@ -182,7 +184,7 @@ class Batcher(Generic[Item, Result]):
             log.warning("a batch of %d failed, the worker tries it again", len(items), exc_info=True)
             return None
         finally:
-            self._batch_started = None
+            self._started_here = None
             self._turn.release()
 
     def enter(self, place: "Place[Item, Result]", share: "_Share[Item, Result]") -> None:
@@ -234,11 +236,13 @@ class Batcher(Generic[Item, Result]):
         if not batch:
             return
         items = [each.item for each in batch]
-        started = time.perf_counter()
+        self._batch_started = started = time.perf_counter()
         try:
             outcomes = await self._worker.run(lambda: self._in_turn(items))
         except Exception as error:  # not of run_batch: `_try` lets none through
             outcomes = [error] * len(items)
+        finally:
+            self._batch_started = None
         self._deliver(batch, outcomes, started)
 
     async def _wait_for_more(self) -> None:
@@ -348,11 +352,7 @@ class Batcher(Generic[Item, Result]):
 
     def _in_turn(self, items: list[Item]) -> "list[Result | Exception]":
         with self._turn:
-            self._batch_started = time.perf_counter()
-            try:
-                return self._try(items)
-            finally:
-                self._batch_started = None
+            return self._try(items)
 
     def _try(self, items: list[Item]) -> "list[Result | Exception]":
         """One outcome per item, whatever happens: no exception leaves the worker thread."""
