@@ -400,11 +400,12 @@ def test_what_a_server_refuses_is_passed_on(
 def test_an_answer_that_breaks_off_fails_its_file_only(
     server: str, unsteady: Unsteady, sounds: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (sounds / "text.wav").unlink()  # requests arrive in any order: whichever is cut off must be a sound
     unsteady.answers = [(200, [(b"content-length", b"100")], b"{")]
     assert remotely(server, sounds, sounds.parent / "out.npz") == 0
     said = capsys.readouterr().err
     assert "no whole answer came from" in said
-    assert "2 could not be embedded" in said
+    assert "1 could not be embedded" in said
     assert remotely(server, sounds, sounds.parent / "out.npz") == 0
     assert len(read_table(sounds.parent / "out.npz").paths) == 3
 
