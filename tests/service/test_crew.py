@@ -46,6 +46,26 @@ def test_functions_run_side_by_side_in_other_threads() -> None:
     with_crew(story)
 
 
+def test_the_thread_that_worked_last_goes_on() -> None:
+    async def story(crew: Crew) -> None:
+        def name() -> str:
+            return threading.current_thread().name
+
+        def wait_for_all() -> str:
+            everybody.wait(5)
+            return name()
+
+        everybody = threading.Barrier(4)
+        names = await asyncio.gather(*(crew.run(wait_for_all) for _ in range(4)))
+        assert sorted(names) == ["crew-0", "crew-1", "crew-2", "crew-3"]
+        last = await crew.run(name)
+        for _ in range(20):
+            await asyncio.sleep(0.001)  # so that it sits idle again
+            assert await crew.run(name) == last
+
+    with_crew(story, n_threads=4)
+
+
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()])
 def test_an_exception_reaches_the_caller_and_ends_no_thread(error: BaseException) -> None:
     async def story(crew: Crew) -> None:
@@ -126,7 +146,7 @@ def test_a_drop_that_only_the_thread_notices_is_counted_too() -> None:
     async def story(crew: Crew) -> None:
         job = _Job(lambda: None, asyncio.get_running_loop().create_future())
         job.is_unwanted = job.answer.cancel()  # just now, and its caller has seen that it had begun
-        crew._jobs.put(job)
+        crew._hand_out(job)
         assert await crew.run(lambda: "well") == "well"
 
     assert with_crew(story, n_threads=1) == 1
