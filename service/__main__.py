@@ -96,6 +96,7 @@ def _run(settings: "Settings") -> int:
         workers=settings.workers,
         log_config=configuration(settings.log_format),
         http="service.drain:DrainingProtocol",
+        loop="service.balance:Loop" if settings.workers > 1 else "auto",
         access_log=False,
         ws="none",
         server_header=False,

@@ -280,7 +280,8 @@ def _mono(block: Samples) -> Samples:
     if channels == 1:
         return block[:, 0]
     # As a product with a vector it is several times faster than mean(axis=1) over so short an axis.
-    return block @ np.full(channels, 1 / channels, dtype=np.float32)
+    with np.errstate(invalid="ignore"):  # infinite samples, which are refused
+        return block @ np.full(channels, 1 / channels, dtype=np.float32)
 
 
 def _checked(mono: Samples) -> Samples:

@@ -10,6 +10,7 @@ and goes on counting in its files, so that no count is lost and the files do not
 
 import contextlib
 import fcntl
+import functools
 import itertools
 import multiprocessing
 import os
@@ -96,8 +97,10 @@ class Slot:
     lock: IO[str]
 
     @classmethod
+    @functools.cache
     def of_this_worker(cls) -> "Slot | None":
-        """The lowest free slot of the supervisor's folder; None in a process that serves alone."""
+        """The lowest free slot of the supervisor's folder, the same one whenever it is asked for; None in a
+        process that serves alone."""
         folder = os.environ.get(METRICS_DIR)
         return cls.claim(Path(folder)) if folder else None
 

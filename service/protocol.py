@@ -21,6 +21,7 @@ import asyncio
 import fcntl
 import sys
 import termios
+from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
@@ -43,6 +44,7 @@ class Protocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.on_lost: Callable[[], None] = lambda: None
         self._is_in_head = True  # or before one
         self._is_body_wanted = True
         self._is_lingering = False
@@ -58,6 +60,7 @@ class Protocol(HttpToolsProtocol):
         self._wait_at_most(self.head_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.on_lost()
         self._stop_waiting()
         self.resume_writing()
         super().connection_lost(exc)

@@ -29,6 +29,16 @@ class Hasty(Protocol):
     linger_bytes = 5_000_000
     write_s = 0.5
 
+    lost = 0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.on_lost = Hasty.count
+
+    @classmethod
+    def count(cls) -> None:
+        cls.lost += 1
+
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
     """`/` and `/long` read the body and answer, `/echo` tells its length, `/early` answers without, `/refuse`
@@ -130,10 +140,16 @@ def send_until_cut(client: socket.socket, chunk: bytes, most_bytes: int) -> int:
 
 def test_a_request_is_answered_and_the_connection_stays_open(server: uvicorn.Server) -> None:
     with connected(server) as client:
+        before = Hasty.lost
         for _ in range(3):
             client.sendall(post("/", 5) + b"hello")
             answers(client)
             time.sleep(Hasty.head_s * 1.5)  # what is limited is a head, not the time between two requests
+        assert Hasty.lost == before
+    until = time.monotonic() + 5
+    while Hasty.lost == before and time.monotonic() < until:
+        time.sleep(0.005)
+    assert Hasty.lost == before + 1  # told once that it has gone
 
 
 def test_a_silent_connection_is_cut(server: uvicorn.Server) -> None:

@@ -1,0 +1,225 @@
+"""Workers that share a listening socket: who takes a connection."""
+
+import asyncio
+import contextlib
+import errno
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.balance import PATIENCE_S, Acceptor, Board, Loop
+from service.processes import METRICS_DIR, Slot
+
+
+class Answering(asyncio.Protocol):
+    """Sends the name of its worker, and then what it is sent."""
+
+    def __init__(self, worker: "Worker") -> None:
+        self.on_lost: Callable[[], None] = lambda: None
+        self._worker = worker
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._worker.transports.append(transport)
+        transport.write(self._worker.name)
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.on_lost()
+
+    def shutdown(self) -> None:
+        self._worker.told_to_end += 1
+        self._transport.close()
+
+
+class Worker:
+    """An event loop in a thread that accepts at `sock`, in a slot of its own."""
+
+    def __init__(self, folder: Path, sock: socket.socket, name: bytes) -> None:
+        self.name = name
+        self.told_to_end = 0
+        self.transports: list[Any] = []
+        self._slot = Slot.claim(folder)
+        self.board = Board(self._slot)
+        self.loop = Loop()
+        self._sock = sock.dup()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="worker")
+        self._thread.start()
+        self.acceptor: Acceptor = self.do(self._accept)
+
+    def do(self, function: Callable[[], Any]) -> Any:
+        """In its event loop."""
+
+        async def call() -> Any:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(10)
+
+    def end(self) -> None:
+        self.do(self.acceptor.close)
+        asyncio.run_coroutine_threadsafe(self.acceptor.wait_closed(), self.loop).result(10)
+        self.do(lambda: [transport.abort() for transport in self.transports])
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+        self.loop.close()
+        self._slot.lock.close()
+
+    def _accept(self) -> Acceptor:
+        return Acceptor(self.loop, self._sock, lambda: Answering(self), self.board, backlog=100)
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+@pytest.fixture
+def workers(tmp_path: Path, listening: socket.socket) -> Iterator[list[Worker]]:
+    both = [Worker(tmp_path, listening, name) for name in (b"a", b"b")]
+    yield both
+    for worker in both:
+        worker.end()
+
+
+class Clients:
+    """Connections to `listening`, closed at the end."""
+
+    def __init__(self, listening: socket.socket, closing: contextlib.ExitStack) -> None:
+        self._address = listening.getsockname()
+        self._closing = closing
+
+    def connect(self) -> socket.socket:
+        return self._closing.enter_context(socket.create_connection(self._address, timeout=10))
+
+    def takers(self, n: int) -> list[tuple[socket.socket, bytes]]:
+        """So many connections, one after the other, each with who took it."""
+        return [(client := self.connect(), client.recv(1)) for _ in range(n)]
+
+
+@pytest.fixture
+def clients(listening: socket.socket) -> Iterator[Clients]:
+    with contextlib.ExitStack() as closing:
+        yield Clients(listening, closing)
+
+
+@pytest.mark.usefixtures("workers")
+def test_workers_hold_equally_many(clients: Clients) -> None:
+    takers = [taker for _, taker in clients.takers(40)]
+    assert takers.count(b"a") == takers.count(b"b") == 20
+
+
+@pytest.mark.usefixtures("workers")
+def test_who_lost_its_connections_takes_the_next_ones(clients: Clients) -> None:
+    for client, taker in clients.takers(20):
+        if taker == b"b":
+            client.close()
+    time.sleep(0.2)
+    assert [taker for _, taker in clients.takers(10)] == [b"b"] * 10
+
+
+def test_one_that_hangs_keeps_nobody_waiting(workers: list[Worker], clients: Clients) -> None:
+    begun, release = threading.Event(), threading.Event()
+    workers[1].loop.call_soon_threadsafe(lambda: (begun.set(), release.wait(10)))
+    assert begun.wait(10)
+    assert {taker for _, taker in clients.takers(5)} == {b"a"}
+    release.set()
+
+
+def test_one_that_was_killed_keeps_nobody_waiting(
+    tmp_path: Path, workers: list[Worker], clients: Clients
+) -> None:
+    dead = Slot.claim(tmp_path)
+    Board(dead).show(0)  # and nobody is there
+    assert len(clients.takers(5)) == 5
+    assert not any(worker.board.is_least() for worker in workers)
+    dead.lock.close()
+
+
+def test_after_the_end_of_one_the_other_takes_all(workers: list[Worker], clients: Clients) -> None:
+    workers[0].do(workers[0].acceptor.close)
+    assert {taker for _, taker in clients.takers(8)} == {b"b"}
+    assert workers[1].board.is_least()
+
+
+def test_who_has_connected_before_the_end_is_taken_and_told(
+    tmp_path: Path, listening: socket.socket, clients: Clients
+) -> None:
+    """The loop is busy while they connect, and then the first thing it does is to close."""
+    worker = Worker(tmp_path, listening, b"a")
+    connected: list[socket.socket] = []
+
+    def connect_and_close() -> None:
+        connected.extend(clients.connect() for _ in range(5))
+        worker.acceptor.close()
+
+    worker.do(connect_and_close)
+    assert [client.recv(1) for client in connected] == [b"a"] * 5
+    assert [client.recv(1) for client in connected] == [b""] * 5
+    assert worker.told_to_end == 5
+    assert not worker.acceptor.is_serving()
+    worker.end()
+
+
+def test_without_free_descriptors_it_waits_and_goes_on(
+    tmp_path: Path,
+    listening: socket.socket,
+    clients: Clients,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Full:
+        """A listening socket of a process that may open no more files, once."""
+
+        def __init__(self, sock: socket.socket) -> None:
+            self._sock = sock
+            self._is_full = True
+
+        def accept(self) -> Any:
+            if self._is_full:
+                self._is_full = False
+                raise OSError(errno.EMFILE, "Too many open files")
+            return self._sock.accept()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._sock, name)
+
+    monkeypatch.setattr("service.balance.FULL_S", 5 * PATIENCE_S)
+    worker = Worker(tmp_path, listening, b"a")
+    worker.acceptor._sock = Full(worker.acceptor._sock)  # type: ignore[assignment]
+    assert clients.takers(1)[0][1] == b"a"
+    assert "no connection can be taken for now: [Errno 24] Too many open files" in caplog.text
+    worker.end()
+
+
+def test_the_loop_of_a_worker_has_its_servers_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And that of a process without a slot has uvloop's."""
+
+    async def server_of(folder: Path | None) -> str:
+        Slot.of_this_worker.cache_clear()
+        if folder:
+            monkeypatch.setenv(METRICS_DIR, str(folder))
+        else:
+            monkeypatch.delenv(METRICS_DIR, raising=False)
+        loop = asyncio.get_running_loop()
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            server = await loop.create_server(asyncio.Protocol, sock=sock, backlog=5)
+            server.close()
+            await server.wait_closed()
+            if slot := Slot.of_this_worker():
+                slot.lock.close()
+            return type(server).__name__
+
+    with contextlib.closing(Loop()) as loop:
+        assert loop.run_until_complete(server_of(tmp_path)) == "Acceptor"
+        assert loop.run_until_complete(server_of(None)) == "Server"
+    Slot.of_this_worker.cache_clear()
