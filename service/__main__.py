@@ -103,13 +103,14 @@ def _run(settings: "Settings") -> int:
         timeout_graceful_shutdown=int(settings.deadline_s) + 5,
         timeout_worker_healthcheck=30,  # a busy machine may take long to start a process
     )
+    sockets = [config.bind_socket()]  # a port that is taken is told before the models are loaded
     if settings.workers > 1:
-        supervisor = Supervisor(config, sockets=[config.bind_socket()])
+        supervisor = Supervisor(config, sockets)
         supervisor.run()
         return STARTUP_FAILURE if supervisor.has_failed else 0
     server = uvicorn.Server(config)
     with contextlib.suppress(KeyboardInterrupt):  # SIGINT, which uvicorn raises again when it is done
-        server.run()
+        server.run(sockets)
     return 0 if server.started else STARTUP_FAILURE
 
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import orjson
 from fastapi import APIRouter, FastAPI, Request
@@ -37,6 +37,7 @@ from service.metrics import CONTENT_TYPE, Metrics
 from service.model import Head, Model
 from service.parameters import ClassifyParameters, EmbedParameters, LogmelParameters, openapi
 from service.processes import Slot, end_with_the_supervisor
+from service.protocol import LIMITS, Cut, Limits
 from service.registry import Registry, Reloaded, together
 from service.settings import Settings, unknown_variables
 from service.shortcut import Shortcut, endpoints_of
@@ -592,8 +593,9 @@ async def _reload_for_sibling(models: Registry) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load the models, then serve; at the end finish what was accepted."""
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    """Load the models, then serve, with the limits for connections as state; at the end finish what was
+    accepted."""
     server: Server = app.state.server
     log.info("threads: %s", server.plan.reason)
     server.embedder.start()
@@ -602,13 +604,23 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     _spare_the_collector_what_stays()
     sampling = asyncio.create_task(server.metrics.keep_sampled())
     with draining(server.turn_away, delay_s=server.settings.drain_s):
-        yield
+        yield {LIMITS: _limits(server.settings, server.metrics)}
     server.turn_away()
     await server.siblings.close()
     await server.embedder.drain()
     sampling.cancel()
     if server.tracer is not None:
         await asyncio.to_thread(server.tracer.close)
+
+
+def _limits(settings: Settings, metrics: Metrics) -> Limits:
+    """For each connection; whatever it is cut for is counted, from 0 on."""
+    counters = {reason: metrics.connections_cut.labels(reason) for reason in get_args(Cut)}
+    return Limits(
+        head_s=settings.head_timeout_s,
+        answer_s=settings.answer_timeout_s,
+        on_cut=lambda reason: counters[reason].inc(),
+    )
 
 
 def _spare_the_collector_what_stays() -> None:

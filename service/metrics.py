@@ -152,7 +152,8 @@ class Metrics:
         )
         self.queue_limit = self._gauge(
             "viola_queue_limit_frames",
-            "VIOLA_MAX_QUEUE_FRAMES of all workers together; what viola_queue_frames is to be seen against.",
+            "What viola_queue_frames may reach, of all workers together: VIOLA_MAX_QUEUE_FRAMES, or what is "
+            "done in VIOLA_MAX_QUEUE_S at the throughput measured last, if that is less.",
         )
         self.in_flight = self._gauge(
             "viola_requests_in_flight",
@@ -175,6 +176,13 @@ class Metrics:
             "viola_errors",
             "Errors answered, by the code in the answer's body; the files of a batch count one by one.",
             ["error"],
+            registry=self.registry,
+        )
+        self.connections_cut = Counter(
+            "viola_connections_cut",
+            "Connections cut without an answer, because of the request's head (too slow or too long), of the "
+            "rest of a body that was refused, or of an answer that its client does not read.",
+            ["reason"],
             registry=self.registry,
         )
         self.dropped = Counter(

@@ -1,10 +1,10 @@
 """Connections in, requests out, for clients that are slow, endless or gone: uvicorn's protocol with limits.
 
     from                until                      limit                             beyond it
-    connected           the head is complete       head_s, MAX_HEAD_BYTES            cut
+    connected           the head is complete       head_s, MAX_HEAD_BYTES            cut: "head"
     head                the body is complete       told by upload.pour               408
-    an early answer     the body is complete       linger_s, linger_bytes            cut
-    answer              the client has read it     MIN_BYTES_PER_S in write_s        cut
+    an early answer     the body is complete       linger_s, linger_bytes            cut: "rest"
+    answer              the client has read it     MIN_BYTES_PER_S in answer_s       cut: "answer"
 
 uvicorn itself waits for ever for a head, for the rest of a body that was already refused, and for a client
 that does not read. Its own timer (`timeout_keep_alive`) is for connections between two requests.
@@ -22,28 +22,42 @@ import fcntl
 import sys
 import termios
 from collections.abc import Callable
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.upload import MIN_BYTES_PER_S
 
+Cut = Literal["head", "rest", "answer"]
+
+LIMITS = "viola.limits"  # in the state of the lifespan
 MAX_HEAD_BYTES = 65_536  # in a row that are neither body nor a complete head
 MAX_PIPELINED = 16  # requests sent ahead without waiting for answers; hardly any client sends one
 FRAMING = frozenset({b"content-length", b"transfer-encoding"})  # where a body ends
 
 
-class Protocol(HttpToolsProtocol):
-    """For `uvicorn.run(http=Protocol)`."""
+@dataclass(frozen=True)
+class Limits:
+    """The limits above. on_cut: told of each connection that is cut for which of them."""
 
-    head_s = 20.0
-    linger_s = 10.0
-    linger_bytes = 16_000_000
-    write_s = 20.0
+    head_s: float = 20.0
+    linger_s: float = 10.0
+    linger_bytes: int = 16_000_000
+    answer_s: float = 20.0
+    on_cut: Callable[[Cut], None] = lambda reason: None
+
+
+class Protocol(HttpToolsProtocol):
+    """For `uvicorn.run(http=Protocol)`. The application's limits are those that its lifespan yields as
+    LIMITS."""
+
+    limits = Limits()
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.limits = self.app_state.get(LIMITS, self.limits)
         self.on_lost: Callable[[], None] = lambda: None
         self._is_in_head = True  # or before one
         self._is_body_wanted = True
@@ -57,7 +71,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, _Transport(transport, self.close_transport)))
         self._real_transport = transport
-        self._wait_at_most(self.head_s)
+        self._wait_at_most(self.limits.head_s, "head")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.on_lost()
@@ -69,7 +83,7 @@ class Protocol(HttpToolsProtocol):
         if not self._is_body_wanted:
             self._bytes_to_drop -= len(data)
             if self._bytes_to_drop < 0:
-                self._cut()
+                self._cut("rest")
             if self._is_lingering or self._bytes_to_drop < 0:
                 return
         self._bytes_in_a_row += len(data)
@@ -93,7 +107,7 @@ class Protocol(HttpToolsProtocol):
         if self.parser.should_upgrade():  # says the parser, and means the head; the body follows
             return
         if not self._is_body_wanted:
-            self._wait_at_most(self.head_s)
+            self._wait_at_most(self.limits.head_s, "head")
             self._is_body_wanted = True
         self._is_in_head = True
         self._bytes_in_a_row = 0
@@ -159,40 +173,41 @@ class Protocol(HttpToolsProtocol):
         """After bytes that were neither body nor a complete head: more of a head, or of what stands between
         the chunks of a body and behind it."""
         if self._bytes_in_a_row > MAX_HEAD_BYTES:
-            self._cut()
+            self._cut("head")
         elif self._is_in_head and self._read_timer is None:
-            self._wait_at_most(self.head_s)
+            self._wait_at_most(self.limits.head_s, "head")
 
     def _drop_the_rest(self) -> None:
         """Of a body that was answered before its end."""
         self._is_body_wanted = False
-        self._bytes_to_drop = self.linger_bytes
-        self._wait_at_most(self.linger_s)
+        self._bytes_to_drop = self.limits.linger_bytes
+        self._wait_at_most(self.limits.linger_s, "rest")
 
     def _wait_for_reader(self) -> None:
-        """Look again in write_s seconds, whether the client has read as much as it should."""
+        """Look again in answer_s seconds, whether the client has read as much as it should."""
         if self._write_timer is None:
             self._unsent_bytes = _unsent_bytes(self._real_transport)
-            self._write_timer = self.loop.call_later(self.write_s, self._check_reader)
+            self._write_timer = self.loop.call_later(self.limits.answer_s, self._check_reader)
 
     def _check_reader(self) -> None:
         self._write_timer = None
         read = self._unsent_bytes - _unsent_bytes(self._real_transport)
-        if read < self.write_s * MIN_BYTES_PER_S:
-            self._cut()
+        if read < self.limits.answer_s * MIN_BYTES_PER_S:
+            self._cut("answer")
         else:
             self._wait_for_reader()
 
-    def _wait_at_most(self, seconds: float) -> None:
+    def _wait_at_most(self, seconds: float, reason: Cut) -> None:
         self._stop_waiting()
-        self._read_timer = self.loop.call_later(seconds, self._cut)
+        self._read_timer = self.loop.call_later(seconds, self._cut, reason)
 
     def _stop_waiting(self) -> None:
         if self._read_timer:
             self._read_timer.cancel()
             self._read_timer = None
 
-    def _cut(self) -> None:
+    def _cut(self, reason: Cut) -> None:
+        self.limits.on_cut(reason)
         self._real_transport.abort()
 
 

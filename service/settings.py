@@ -81,6 +81,19 @@ class Settings(BaseSettings):
         description="A client that sends fewer than 500 bytes per second on average for so many seconds is "
         "answered 408 and disconnected.",
     )
+    head_timeout_s: float = Field(
+        default=20,
+        gt=0,
+        allow_inf_nan=False,
+        description="A connection is cut when the head of its first or next request takes longer to come.",
+    )
+    answer_timeout_s: float = Field(
+        default=20,
+        gt=0,
+        allow_inf_nan=False,
+        description="A client that reads fewer than 500 bytes per second of its answer, for so many seconds, "
+        "is disconnected.",
+    )
     max_audio_s: float = Field(
         default=7200,
         gt=0,

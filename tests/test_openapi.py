@@ -22,7 +22,7 @@ from service.json_body import MAX_JSON_BYTES
 from service.openai_api import EmbeddingsParameters
 from service.parameters import ClassifyParameters, EmbedParameters, properties
 from service.pcm import MAX_CHANNELS
-from service.protocol import MAX_HEAD_BYTES, Protocol
+from service.protocol import MAX_HEAD_BYTES, Limits
 from service.schema import ERROR_EXAMPLES
 from service.settings import Settings
 from service.upload import MAX_FILES, MIN_BYTES_PER_S
@@ -85,5 +85,5 @@ def test_the_page_tells_the_limits_of_the_code() -> None:
     for number in (MAX_FILES, MIN_BYTES_PER_S, f"{MAX_VALUES_PER_S:,}", MAX_CHANNELS):
         assert str(number) in PAGE
     assert f"{MAX_JSON_BYTES // 1_000_000} million bytes" in PAGE
-    assert f"{Protocol.head_s:.0f}\nseconds or {MAX_HEAD_BYTES // 1024} kB" in PAGE
-    assert f"{Protocol.linger_bytes // 1_000_000} MB and {Protocol.linger_s:.0f} seconds" in PAGE
+    assert f"`VIOLA_HEAD_TIMEOUT_S` ({Limits.head_s:.0f} seconds) or {MAX_HEAD_BYTES // 1024} kB" in PAGE
+    assert f"{Limits.linger_bytes // 1_000_000} MB and {Limits.linger_s:.0f} seconds" in PAGE

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from uvicorn.config import STARTUP_FAILURE
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,6 +167,48 @@ def test_it_serves_and_a_sigterm_ends_it_with_0(workers: int, models_dir: Path, 
     lines = [orjson.loads(line) for line in log.splitlines()]
     assert any("thread(s) for the inference of" in line["message"] for line in lines)
     assert {line["level"] for line in lines} == {"info"}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_port_that_is_taken_is_told_before_any_model_is_loaded(workers: int, models_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = run(
+            VIOLA_HOST="127.0.0.1",
+            VIOLA_PORT=str(taken.getsockname()[1]),
+            VIOLA_MODELS_DIR=str(models_dir),
+            VIOLA_MODEL="toy",
+            VIOLA_DEVICE="cpu",
+            VIOLA_WORKERS=str(workers),
+        )
+        try:
+            _, log = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == STARTUP_FAILURE
+    assert "address already in use" in log.lower()
+    assert "loaded toy" not in log
+
+
+def test_a_silent_connection_is_cut_as_set_and_counted(models_dir: Path) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = run(
+        VIOLA_HOST="127.0.0.1",
+        VIOLA_PORT=str(port),
+        VIOLA_MODELS_DIR=str(models_dir),
+        VIOLA_MODEL="toy",
+        VIOLA_DEVICE="cpu",
+        VIOLA_HEAD_TIMEOUT_S="0.3",
+    )
+    try:
+        wait_until_ready(url, process)
+        assert 'viola_connections_cut_total{reason="answer"} 0.0' in httpx.get(f"{url}/metrics").text
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
+            assert not silent.recv(1)
+        assert 'viola_connections_cut_total{reason="head"} 1.0' in httpx.get(f"{url}/metrics").text
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_from_sigterm_on_it_is_not_ready_and_answers_what_it_accepted(

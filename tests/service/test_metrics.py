@@ -29,6 +29,7 @@ NAMES = {
     "viola_audio_seconds_total": "counter",
     "viola_errors_total": "counter",
     "viola_dropped_total": "counter",
+    "viola_connections_cut_total": "counter",
     "viola_model_info": "gauge",
     "viola_build_info": "gauge",
     "process_virtual_memory_bytes": "gauge",

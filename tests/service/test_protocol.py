@@ -5,13 +5,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import uvicorn
 
 from service.answers import json_answer
-from service.protocol import MAX_HEAD_BYTES, MAX_PIPELINED, Protocol
+from service.protocol import MAX_HEAD_BYTES, MAX_PIPELINED, Limits, Protocol
 from service.upload import INTAKE, Intake
 
 ANSWER = b"x" * 10
@@ -24,11 +24,8 @@ GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 class Hasty(Protocol):
     """The same with limits that a test can wait for."""
 
-    head_s = 0.3
-    linger_s = 0.5
-    linger_bytes = 5_000_000
-    write_s = 0.5
-
+    cut: ClassVar[list[str]] = []
+    limits = Limits(head_s=0.3, linger_s=0.5, linger_bytes=5_000_000, answer_s=0.5, on_cut=cut.append)
     lost = 0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -144,7 +141,9 @@ def test_a_request_is_answered_and_the_connection_stays_open(server: uvicorn.Ser
         for _ in range(3):
             client.sendall(post("/", 5) + b"hello")
             answers(client)
-            time.sleep(Hasty.head_s * 1.5)  # what is limited is a head, not the time between two requests
+            time.sleep(
+                Hasty.limits.head_s * 1.5
+            )  # what is limited is a head, not the time between two requests
         assert Hasty.lost == before
     until = time.monotonic() + 5
     while Hasty.lost == before and time.monotonic() < until:
@@ -153,8 +152,10 @@ def test_a_request_is_answered_and_the_connection_stays_open(server: uvicorn.Ser
 
 
 def test_a_silent_connection_is_cut(server: uvicorn.Server) -> None:
+    Hasty.cut.clear()
     with connected(server) as client:
         assert 0.2 < seconds_until_closed(client) < 3
+    assert Hasty.cut == ["head"]
 
 
 def test_a_head_of_a_byte_at_a_time_is_cut(server: uvicorn.Server) -> None:
@@ -288,14 +289,16 @@ def test_an_answer_that_closes_ends_a_connection_at_once_where_the_body_was_read
 
 
 def test_a_client_that_does_not_read_its_answer_is_cut(server: uvicorn.Server) -> None:
+    Hasty.cut.clear()
     with connected(server, receive_bytes=4096) as client:
         client.sendall(GET.replace(b"/ ", b"/long "))
-        time.sleep(3 * Hasty.write_s)
+        time.sleep(3 * Hasty.limits.answer_s)
         received = 0
         with contextlib.suppress(ConnectionError):
             while chunk := client.recv(1_000_000):
                 received += len(chunk)
         assert received < len(LONG_ANSWER)
+    assert Hasty.cut == ["answer"]
 
 
 def test_a_client_that_reads_its_answer_in_pieces_gets_it_whole(server: uvicorn.Server) -> None:
@@ -311,7 +314,7 @@ def test_a_client_that_reads_slowly_is_not_cut(server: uvicorn.Server) -> None:
     """What it reads comes out of the system's buffers; the server's own stays as full as it is."""
     with connected(server, receive_bytes=100_000) as client:
         client.sendall(GET.replace(b"/ ", b"/long "))
-        until = time.monotonic() + 5 * Hasty.write_s
+        until = time.monotonic() + 5 * Hasty.limits.answer_s
         received = 0
         while time.monotonic() < until:
             received += len(client.recv(20_000))
