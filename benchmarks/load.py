@@ -7,6 +7,9 @@ are up together; each of the others is alone with viola. The order within a roun
 to round. A peer that has no environment (benchmarks/peers/install.py) or does not start is left out, which is
 said.
 
+In the same rounds overhead.py's bare loop tells what the cores could do with nothing but the work: no server
+can be faster than that, and a peer's distance to it is the most that any other can be ahead.
+
 Out: results/load.json. A new peer is one more entry in benchmarks/peers/catalogue.py.
 """
 
@@ -15,12 +18,12 @@ import base64
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orjson
@@ -28,12 +31,14 @@ from numpy.typing import NDArray
 
 from benchmarks import uploads
 from benchmarks.clients import Burst, burst
+from benchmarks.overhead import bare_loop
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.install import is_installed, version_of
 from benchmarks.results import Result, markdown, middle, say, span, write
 from benchmarks.servers import ROOT, Running, Server, running, viola
-from service.model import GRAPH_FILES, load_card
-from service.threads import usable_cores
+from service.model import GRAPH_FILES, Model, Precision, load_card
+from service.settings import Settings
+from service.threads import plan, usable_cores
 
 GRAPHS = ("float32", "int8")
 IDLE_S = 3.0  # how long idle CPU is watched
@@ -42,6 +47,7 @@ SAME = 0.999  # cosine of an answer with viola's; the int8 graph's depends on no
 GOALS = {"float32": 1.0, "int8": 2.0}  # viola's rate over the best peer's; int8: at 32 clients
 GOAL_CLIENTS = 32
 RAW = "raw body, base64"  # what only viola is asked for
+WORK = "*the work alone*"  # no server: decoding, log-mel and inference in a loop
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,9 @@ def main() -> None:
         if GRAPH_FILES[graph] not in load_card(arguments.model).files:
             skipped[f"the {graph} graph"] = "the model has none"
             continue
+        work = work_of(arguments.model, graph)
         for group in groups(arguments.model, graph, peers, skipped):
-            rows += measure(group, graph, clients, arguments.rounds, arguments.seconds, skipped)
+            rows += measure(group, graph, clients, arguments.rounds, arguments.seconds, skipped, work)
     path = write(
         "load",
         merged(rows),
@@ -97,6 +104,15 @@ def main() -> None:
         skipped=skipped,
     )
     say(f"{path} written")
+
+
+def work_of(folder: Path, graph: str) -> Callable[[float], float]:
+    """Of so many seconds: what every server does, in a loop in this process, as clips per second with all
+    cores busy."""
+    threads = plan(Settings()).inference
+    model = Model.load(folder, device="cpu", precision=cast(Precision, graph), threads=threads)
+    clip = uploads.CLIP.read_bytes()
+    return lambda seconds: 1000 * usable_cores()[0] / sum(bare_loop(model, clip, seconds).values())
 
 
 def chosen(names: str | None) -> list[Peer]:
@@ -144,8 +160,10 @@ def measure(
     rounds: int,
     seconds: float,
     skipped: dict[str, str],
+    work: Callable[[float], float],
 ) -> list[dict[str, Any]]:
-    """One row for each entry and number of clients; servers that fail to start or to answer are left out."""
+    """One row for each entry and number of clients, one for the work alone (see `work_of`); servers that fail
+    to start or to answer are left out."""
     clip = uploads.CLIP.read_bytes()
     posts = {entry.name: entry.request(clip) for entry in group}
     with started(group, skipped) as up:
@@ -160,7 +178,10 @@ def measure(
             raise RuntimeError(f"{reference.name} does not answer as a server of the same model would")
         for one in compared:
             _warm_up(up[one.entry.server.name], posts[one.entry.name], max(clients))
+        alone = []
         for number, count in product(range(rounds), clients):
+            if count == GOAL_CLIENTS:
+                alone.append(work(seconds))
             for one in compared if number % 2 == 0 else compared[::-1]:
                 server, name = up[one.entry.server.name], one.entry.name
                 done = attempt(server, posts[name], clients=count, seconds=seconds)
@@ -169,7 +190,8 @@ def measure(
         for one in compared:
             one.reference = compared[0].bursts
         _watch_at_rest(compared, up)
-    return [row(one, graph, count) for one, count in product(compared, clients)]
+    rows = [row(one, graph, count) for one, count in product(compared, clients)]
+    return rows + ([work_row(graph, alone, compared[0].bursts[GOAL_CLIENTS])] if alone else [])
 
 
 @contextmanager
@@ -264,6 +286,18 @@ def row(one: Measured, graph: str, clients: int) -> dict[str, Any]:
     }
 
 
+def work_row(graph: str, per_s: Sequence[float], reference: Sequence[Burst]) -> dict[str, Any]:
+    ratios = [each / other.per_s for each, other in zip(per_s, reference, strict=True)]
+    return {
+        "graph": graph,
+        "entry": WORK,
+        "clients": GOAL_CLIENTS,
+        "per_s": middle(per_s),
+        "ratio": middle(ratios),
+        "cpu_ms": middle([usable_cores()[0] * 1000 / each for each in per_s]),
+    }
+
+
 def merged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without viola's rows of the later groups: it is measured in each, and told as it was beside most."""
     first: dict[tuple[str, str, int], dict[str, Any]] = {}
@@ -304,7 +338,7 @@ def verdict(rows: Sequence[dict[str, Any]], graph: str) -> str:
 
 def _sentence(rows: Sequence[dict[str, Any]], clients: int, graph: str) -> str:
     here = [each for each in rows if each["clients"] == clients]
-    peers = [each for each in here if not each["entry"].startswith("viola")]
+    peers = [each for each in here if not each["entry"].startswith(("viola", WORK))]
     if not peers:
         return ""
     best = max(peers, key=_median_ratio)
@@ -315,7 +349,9 @@ def _sentence(rows: Sequence[dict[str, Any]], clients: int, graph: str) -> str:
     goal = GOALS[graph] if graph == "float32" or clients == GOAL_CLIENTS else None
     reached = "" if goal is None else " (reached)" if alike > goal else " (**not reached**)"
     each = ", ".join(f"{times:.2f} × by {name}" for name, times in ours.items())
-    return f"{clients} client{'s' * (clients > 1)}, {best['entry']}: {each}{reached}"
+    work = [_median_ratio(each) / ratio for each in here if each["entry"] == WORK]
+    bound = f"; the work alone would be {work[0]:.2f} ×, which nothing can pass" if work else ""
+    return f"{clients} client{'s' * (clients > 1)}, {best['entry']}: {each}{reached}{bound}"
 
 
 def _median_ratio(each: dict[str, Any]) -> float:
@@ -323,11 +359,11 @@ def _median_ratio(each: dict[str, Any]) -> float:
 
 
 def _cells(each: dict[str, Any]) -> list[object]:
+    rate = [each["clients"], each["entry"], f"{each['per_s']['median']:.0f}", f"**{span(each['ratio'])}**"]
+    if each["entry"] == WORK:
+        return [*rate, "", f"{each['cpu_ms']['median']:.2f}", "", "", ""]
     return [
-        each["clients"],
-        each["entry"],
-        f"{each['per_s']['median']:.0f}",
-        f"**{span(each['ratio'])}**",
+        *rate,
         f"{each['p50_ms']:.1f} / {each['p95_ms']:.1f} / {each['p99_ms']:.1f}",
         f"{each['cpu_ms']['median']:.2f}",
         f"{each['idle_cpu']:.0%}",

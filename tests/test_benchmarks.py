@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from benchmarks import load, uploads
-from benchmarks.clients import burst
+from benchmarks.clients import Burst, burst
 from benchmarks.load import Entry
 from benchmarks.peers import install
 from benchmarks.peers.catalogue import PEERS
@@ -187,10 +187,14 @@ def test_servers_are_compared_that_answer_alike_and_the_others_are_told() -> Non
         answering("of another model", numbers(2, -1)),
         broken,
     ]
-    rows = load.measure(group, "float32", [1, 2], rounds=2, seconds=0.1, skipped=skipped)
+    *rows, work = load.measure(
+        group, "float32", [1, 32], rounds=2, seconds=0.1, skipped=skipped, work=lambda seconds: 1e9
+    )
     assert [(row["entry"], row["clients"]) for row in rows] == [
-        *(("viola float32", 1), ("viola float32", 2), ("a peer", 1), ("a peer", 2))
+        *(("viola float32", 1), ("viola float32", 32), ("a peer", 1), ("a peer", 32))
     ]
+    assert (work["entry"], work["clients"], work["per_s"]["median"]) == (load.WORK, 32, 1e9)
+    assert work["ratio"]["median"] > 1000
     for row in rows:
         assert row["requests"] > 0
         assert row["failures"] == 0
@@ -205,7 +209,7 @@ def test_servers_are_compared_that_answer_alike_and_the_others_are_told() -> Non
 def test_nothing_is_compared_when_viola_itself_is_missing() -> None:
     entry = answering("viola float32", "no JSON")
     with pytest.raises(ValueError):
-        load.measure([entry], "float32", [1], rounds=1, seconds=0.1, skipped={})
+        load.measure([entry], "float32", [1], rounds=1, seconds=0.1, skipped={}, work=lambda seconds: 1.0)
 
 
 def test_a_server_that_is_gone_has_failures_and_no_answers() -> None:
@@ -330,6 +334,14 @@ def test_the_table_tells_the_best_peer_and_whether_the_goal_is_reached() -> None
     assert "(**not reached**)" in text
     workers = row("viola int8, 1 worker per core", 32, 1.8)
     assert load.verdict([*viola_rows, workers, near], "int8").endswith("per core (reached).")
+    work = load.work_row("int8", [180.0], [Burst(latencies_s=[0.01] * 100, seconds=1.0)])
+    assert load.verdict([*viola_rows, near, work], "int8").endswith(
+        "(**not reached**); the work alone would be 2.25 ×, which nothing can pass."
+    )
+    assert load.verdict([*viola_rows, work], "int8") == "No peer was measured."
+    assert "| 32 | *the work alone* | 180 | **1.80 (1.80–1.80)** |  | " in load.table(
+        {"rows": [*viola_rows, work], "peers": {}, "skipped": {}}
+    )
     ahead = [row("viola float32", 1, 1.0, "float32"), row("infinity", 1, 1.25, "float32")]
     assert "1 client, infinity: 0.80 × by viola float32" in (text := load.verdict(ahead, "float32"))
     assert "(**not reached**)" in text
