@@ -135,7 +135,7 @@ def create_app(settings: Settings, slot: Slot | None = None) -> FastAPI:
     """The application; models are loaded when its lifespan starts. slot: of this worker, where there are
     several."""
     threads, metrics = plan(settings), Metrics(slot)
-    load = partial(_load_model, settings=settings, plan=threads)
+    load = partial(_load_model, settings=settings, threads=threads)
     on_change = partial(_tell_model, metrics)
     models = Registry(settings.models_dir, default=settings.model, load=load, on_change=on_change)
     intake = Intake(settings.max_body_bytes, settings.upload_timeout_s, settings.max_held_bytes)
@@ -547,14 +547,14 @@ def _head(model: Model, name: str | None) -> Head:
     return heads[name]
 
 
-def _load_model(folder: Path, *, settings: Settings, plan: ThreadPlan) -> Model:
+def _load_model(folder: Path, *, settings: Settings, threads: ThreadPlan) -> Model:
     started = time.perf_counter()
     model = Model.load(
         folder,
         device=settings.device,
         precision=settings.precision,
-        threads=plan.inference,
-        lanes=plan.lanes,
+        threads=threads.inference,
+        lanes=threads.lanes,
         max_batch=settings.max_batch_items,
         tensorrt_cache=settings.tensorrt_cache,
     )

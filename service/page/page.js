@@ -8,9 +8,11 @@ const TOP_K = 5;
 const LONG_S = 4; // from here on there are tags over time
 const MOST_WINDOWS = 60;
 const MOST_ROWS = 6;
+const RATE_HZ = 16000; // of the samples that are drawn
+const SILENCE = 0.001; // no sample is above it
 
 const $ = (selector, root = document) => root.querySelector(selector);
-const sounds = []; // {name, blob, card, embedding} in the order of arrival
+const sounds = []; // {name, blob, card, embedding, samples} in the order of arrival
 const recorder = new Recorder();
 let served = [];
 
@@ -91,7 +93,7 @@ async function toggleRecording() {
 
 async function add(name, blob) {
   const card = $("#sound").content.cloneNode(true).firstElementChild;
-  const sound = { name, blob, card, embedding: null };
+  const sound = { name, blob, card, embedding: null, samples: samplesOf(blob) };
   $("h3", card).textContent = name;
   $("audio", card).src = URL.createObjectURL(blob);
   $(".remove", card).addEventListener("click", () => remove(sound));
@@ -156,15 +158,24 @@ async function said(place, work) {
   }
 }
 
+/** Its first channel at RATE_HZ; null where the browser cannot decode it, which the server may. */
+async function samplesOf(blob) {
+  try {
+    const context = new OfflineAudioContext(1, 1, RATE_HZ);
+    return (await context.decodeAudioData(await blob.arrayBuffer())).getChannelData(0);
+  } catch {
+    return null;
+  }
+}
+
 async function showWaveform(sound) {
   const canvas = $(".waveform", sound.card);
   canvas.setAttribute("aria-label", `Waveform of ${sound.name}`);
-  try {
-    const context = new OfflineAudioContext(1, 1, 16000);
-    const decoded = await context.decodeAudioData(await sound.blob.arrayBuffer());
-    drawWaveform(canvas, decoded.getChannelData(0));
-  } catch {
-    canvas.closest("figure").hidden = true; // the browser cannot decode it; the server may
+  const samples = await sound.samples;
+  if (samples) {
+    drawWaveform(canvas, samples);
+  } else {
+    canvas.closest("figure").hidden = true;
     $("audio", sound.card).hidden = true;
   }
 }
@@ -180,8 +191,20 @@ async function showTimeline(sound, durationS, { model, head }) {
   if (figure.hidden) return;
   const windowS = Math.max(1, durationS / MOST_WINDOWS).toFixed(2);
   const { timeline } = await api.classify(sound.blob, { model, head, topK: TOP_K, windowS });
-  const rows = rowsOf(timeline);
+  const samples = await sound.samples;
+  for (const window of timeline) window.isSilent = samples !== null && isSilent(samples, window);
+  const rows = rowsOf(timeline.filter((window) => !window.isSilent));
   $("tbody", figure).replaceChildren(...rows.map((label) => timelineRow(label, timeline)));
+  figure.hidden = rows.length === 0;
+}
+
+/** Whether there is nothing to be tagged: a head has only its own labels, and gives silence one of them. */
+function isSilent(samples, { start_s, end_s }) {
+  const end = Math.min(samples.length, end_s * RATE_HZ);
+  for (let i = Math.floor(start_s * RATE_HZ); i < end; i++) {
+    if (Math.abs(samples[i]) > SILENCE) return false;
+  }
+  return true;
 }
 
 /** The labels that are highest in some window, at most MOST_ROWS. */
@@ -197,13 +220,13 @@ function timelineRow(label, timeline) {
   const line = document.createElement("tr");
   const head = document.createElement("th");
   head.scope = "row";
-  head.textContent = label;
-  const cells = timeline.map(({ start_s, end_s, tags }) => {
-    const score = tags.find((tag) => tag.label === label)?.score ?? 0;
+  head.append(...breakable(label));
+  const cells = timeline.map(({ start_s, end_s, tags, isSilent }) => {
+    const score = isSilent ? 0 : tags.find((tag) => tag.label === label)?.score ?? 0;
     const cell = document.createElement("td");
     const mark = cell.appendChild(document.createElement("i"));
     mark.style.opacity = score;
-    cell.title = `${start_s.toFixed(1)} to ${end_s.toFixed(1)} s: ${label} ${percent(score)}`;
+    cell.title = `${start_s.toFixed(1)} to ${end_s.toFixed(1)} s: ${isSilent ? "silence" : `${label} ${percent(score)}`}`;
     cell.setAttribute("aria-label", cell.title);
     return cell;
   });
@@ -239,7 +262,7 @@ function row(name, share, number) {
   for (const [kind, text] of [["label", name], ["bar", ""], ["number", number]]) {
     const part = item.appendChild(document.createElement("span"));
     part.className = kind;
-    part.textContent = text;
+    part.append(...breakable(text));
   }
   const bar = $(".bar", item);
   bar.setAttribute("aria-hidden", "true");
@@ -252,6 +275,10 @@ function showCurl(sound, model, head) {
   const url = new URL(`${head ? "classify" : "embed"}?${new URLSearchParams({ model, ...(head && { head }) })}`, document.baseURI);
   $("code", sound.card).textContent = `curl -F 'file=@${file.replaceAll("'", "'\\''")}' '${url}'`;
 }
+
+/** The text, which may go on in a new line behind each underscore. */
+const breakable = (text) =>
+  text.split(/(?<=_)/).flatMap((part, i) => (i ? [document.createElement("wbr"), part] : [part]));
 
 const percent = (share) => `${(100 * share).toFixed(0)} %`;
 

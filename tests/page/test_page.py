@@ -120,7 +120,19 @@ def test_a_file_becomes_pictures_and_tags(page: Page) -> None:
     assert painted(page, ".waveform") >= 2
     assert painted(page, ".logmel") > 50
     expect(page.locator("article .facts")).to_have_text("5.00 s")
-    assert page.locator(".timeline tr").count() > 0
+    bar = page.locator("article .tags .bar").first
+    outer, filled = bar.bounding_box(), bar.locator("i").bounding_box()
+    assert outer
+    assert filled
+    assert filled["y"] == outer["y"]
+    assert 0.8 < filled["width"] / outer["width"] <= 1
+    labels = page.locator(".timeline th").all_text_contents()
+    assert "dog" in labels
+    assert "crickets" not in labels  # what the head makes of silence
+    assert (
+        page.locator(".timeline tr").first.locator("td").first.get_attribute("title")
+        == "0.0 to 1.0 s: silence"
+    )
     look(page, "page")
 
 
