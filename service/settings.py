@@ -28,8 +28,8 @@ class Settings(BaseSettings):
         default=1,
         ge=1,
         le=256,
-        description="Processes behind the port, which share the connections evenly. Each holds its own models "
-        "and its own queue; `/metrics` tells of all together, whichever answers. One that dies is replaced.",
+        description="Processes behind the port, which share the connections evenly. Each holds its own "
+        "models and queue; `/metrics` tells of all together, whichever answers. One that dies is replaced.",
     )
     models_dir: Path = Field(default=Path("models"), description="Folder that holds one folder per model.")
     model: str = Field(
