@@ -7,8 +7,8 @@ are up together; each of the others is alone with viola. The order within a roun
 to round. A peer that has no environment (benchmarks/peers/install.py) or does not start is left out, which is
 said.
 
-In the same rounds overhead.py's bare loop tells what the cores could do with nothing but the work: no server
-can be faster than that, and a peer's distance to it is the most that any other can be ahead.
+In the same rounds overhead.py's bare loop, full batches without any server, tells what the cores could do
+with the work alone: about as far as any server that runs this graph can be ahead of a peer.
 
 Out: results/load.json. A new peer is one more entry in benchmarks/peers/catalogue.py.
 """
@@ -350,7 +350,7 @@ def _sentence(rows: Sequence[dict[str, Any]], clients: int, graph: str) -> str:
     reached = "" if goal is None else " (reached)" if alike > goal else " (**not reached**)"
     each = ", ".join(f"{times:.2f} × by {name}" for name, times in ours.items())
     work = [_median_ratio(each) / ratio for each in here if each["entry"] == WORK]
-    bound = f"; the work alone would be {work[0]:.2f} ×, which nothing can pass" if work else ""
+    bound = f"; the work alone, without a server: {work[0]:.2f} ×" if work else ""
     return f"{clients} client{'s' * (clients > 1)}, {best['entry']}: {each}{reached}{bound}"
 
 

@@ -2,8 +2,10 @@
 without a server."""
 
 import contextlib
+import errno
 import os
 import signal
+import socket
 import sys
 from typing import TYPE_CHECKING
 
@@ -103,15 +105,32 @@ def _run(settings: "Settings") -> int:
         timeout_graceful_shutdown=int(settings.deadline_s) + 5,
         timeout_worker_healthcheck=30,  # a busy machine may take long to start a process
     )
-    sockets = [config.bind_socket()]  # a port that is taken is told before the models are loaded
     if settings.workers > 1:
-        supervisor = Supervisor(config, sockets)
+        supervisor = Supervisor(config, sockets=[config.bind_socket()])
         supervisor.run()
         return STARTUP_FAILURE if supervisor.has_failed else 0
+    if _is_taken(settings.host, settings.port):
+        return STARTUP_FAILURE
     server = uvicorn.Server(config)
     with contextlib.suppress(KeyboardInterrupt):  # SIGINT, which uvicorn raises again when it is done
-        server.run(sockets)
+        server.run()
     return 0 if server.started else STARTUP_FAILURE
+
+
+def _is_taken(host: str, port: int) -> bool:
+    """Whether somebody listens there, which is said now: uvicorn finds out after the models are loaded. All
+    other obstacles it finds, too."""
+    with contextlib.suppress(OSError):
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(address)
+                except OSError as error:
+                    if error.errno == errno.EADDRINUSE:
+                        print(f"{host}:{port}: address already in use", file=sys.stderr)
+                        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from starlette.responses import PlainTextResponse, Response
 from service import api_docs, errors, openai_api, page, schema
 from service.answers import asked_array, classify_content, embed_content, json_answer, npy_answer, wants_npy
 from service.attendance import Attended, deadline_s
+from service.balance import Loop
 from service.drain import draining
 from service.embedder import Ask, Embedder, Job, Sound, Timings
 from service.errors import BadRequest, UnknownHead, ViolaError
@@ -603,7 +604,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     await server.models.preload(server.settings.preload)
     _spare_the_collector_what_stays()
     sampling = asyncio.create_task(server.metrics.keep_sampled())
-    with draining(server.turn_away, delay_s=server.settings.drain_s):
+    turn_away = partial(_turn_away, server, asyncio.get_running_loop())
+    with draining(turn_away, delay_s=server.settings.drain_s):
         yield {LIMITS: _limits(server.settings, server.metrics)}
     server.turn_away()
     await server.siblings.close()
@@ -611,6 +613,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     sampling.cancel()
     if server.tracer is not None:
         await asyncio.to_thread(server.tracer.close)
+
+
+def _turn_away(server: Server, loop: asyncio.AbstractEventLoop) -> None:
+    """From now on this process is not ready, and new connections are for its siblings."""
+    server.turn_away()
+    if isinstance(loop, Loop):
+        loop.give_way()
 
 
 def _limits(settings: Settings, metrics: Metrics) -> Limits:

@@ -180,8 +180,8 @@ class Metrics:
         )
         self.connections_cut = Counter(
             "viola_connections_cut",
-            "Connections cut without an answer, because of the request's head (too slow or too long), of the "
-            "rest of a body that was refused, or of an answer that its client does not read.",
+            "Connections cut, because of a request's head (too slow or too long), of the rest of a body that "
+            "was refused, or of an answer that its client does not read.",
             ["reason"],
             registry=self.registry,
         )

@@ -4,8 +4,8 @@
       ├── worker   slot 0   counter_0.db  gauge_livesum_0.db  histogram_0.db
       └── worker   slot 1   counter_1.db  ...
 
-A slot is a number that one living process holds at a time. The worker that replaces a dead one takes its slot
-and goes on counting in its files, so that no count is lost and the files do not pile up.
+A slot is a number that one living process holds at a time. The worker that replaces a dead one takes the
+lowest free slot and goes on counting in its files, so that no count is lost and the files do not pile up.
 """
 
 import contextlib
@@ -132,6 +132,14 @@ class Slot:
                 elif pid := lock.read():
                     pids.append(int(pid))
         return pids
+
+    def is_held(self, number: int) -> bool:
+        """Whether a living process holds the slot of this number."""
+        try:
+            with (self.folder / f"{number}.pid").open() as lock:
+                return number == self.number or not _locks(lock, fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return False
 
     def _forget_gauges(self, number: int) -> None:
         """What a dead worker measured last is no more; what it counted stays."""

@@ -207,7 +207,8 @@ class Protocol(HttpToolsProtocol):
             self._read_timer = None
 
     def _cut(self, reason: Cut) -> None:
-        self.limits.on_cut(reason)
+        if not self._real_transport.is_closing():
+            self.limits.on_cut(reason)
         self._real_transport.abort()
 
 

@@ -336,7 +336,7 @@ def test_the_table_tells_the_best_peer_and_whether_the_goal_is_reached() -> None
     assert load.verdict([*viola_rows, workers, near], "int8").endswith("per core (reached).")
     work = load.work_row("int8", [180.0], [Burst(latencies_s=[0.01] * 100, seconds=1.0)])
     assert load.verdict([*viola_rows, near, work], "int8").endswith(
-        "(**not reached**); the work alone would be 2.25 ×, which nothing can pass."
+        "(**not reached**); the work alone, without a server: 2.25 ×."
     )
     assert load.verdict([*viola_rows, work], "int8") == "No peer was measured."
     assert "| 32 | *the work alone* | 180 | **1.80 (1.80–1.80)** |  | " in load.table(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from uvicorn.config import STARTUP_FAILURE
 
 from service.balance import PATIENCE_S, Acceptor, Board, Loop
 from service.processes import METRICS_DIR, Slot
@@ -113,7 +114,7 @@ def clients(listening: socket.socket) -> Iterator[Clients]:
 @pytest.mark.usefixtures("workers")
 def test_workers_hold_equally_many(clients: Clients) -> None:
     takers = [taker for _, taker in clients.takers(40)]
-    assert takers.count(b"a") == takers.count(b"b") == 20
+    assert abs(takers.count(b"a") - takers.count(b"b")) <= 4  # of 40, where the quickest took 32 and more
 
 
 @pytest.mark.usefixtures("workers")
@@ -122,25 +123,45 @@ def test_who_lost_its_connections_takes_the_next_ones(clients: Clients) -> None:
         if taker == b"b":
             client.close()
     time.sleep(0.2)
-    assert [taker for _, taker in clients.takers(10)] == [b"b"] * 10
+    assert [taker for _, taker in clients.takers(10)].count(b"b") >= 8
 
 
-def test_one_that_hangs_keeps_nobody_waiting(workers: list[Worker], clients: Clients) -> None:
+@pytest.mark.usefixtures("workers")
+def test_a_burst_of_connections_is_taken_at_once(clients: Clients) -> None:
+    started = time.monotonic()
+    connected = [clients.connect() for _ in range(90)]
+    takers = [client.recv(1) for client in connected]
+    assert time.monotonic() - started < 0.5  # a connection at a time would take PATIENCE_S for each
+    assert abs(takers.count(b"a") - takers.count(b"b")) <= 30
+
+
+def test_one_that_ends_soon_gives_way_to_the_others(workers: list[Worker], clients: Clients) -> None:
+    workers[0].do(workers[0].acceptor.give_way)
+    assert [taker for _, taker in clients.takers(10)].count(b"b") >= 8
+    workers[1].do(workers[1].acceptor.give_way)
+    assert len(clients.takers(4)) == 4  # where all end, somebody takes them still
+
+
+def test_one_that_hangs_loses_nobody(workers: list[Worker], clients: Clients) -> None:
     begun, release = threading.Event(), threading.Event()
     workers[1].loop.call_soon_threadsafe(lambda: (begun.set(), release.wait(10)))
-    assert begun.wait(10)
-    assert {taker for _, taker in clients.takers(5)} == {b"a"}
-    release.set()
+    try:
+        assert begun.wait(10)
+        assert {taker for _, taker in clients.takers(5)} == {b"a"}
+    finally:
+        release.set()
 
 
-def test_one_that_was_killed_keeps_nobody_waiting(
+def test_the_count_of_one_that_was_killed_is_forgotten(
     tmp_path: Path, workers: list[Worker], clients: Clients
 ) -> None:
-    dead = Slot.claim(tmp_path)
-    Board(dead).show(0)  # and nobody is there
-    assert len(clients.takers(5)) == 5
+    killed = Slot.claim(tmp_path)
+    Board(killed).show(0)
+    assert len(clients.takers(5)) == 5  # it holds its slot, and does not come
     assert not any(worker.board.is_least() for worker in workers)
-    dead.lock.close()
+    killed.lock.close()  # as the kernel does when a process ends
+    assert len(clients.takers(5)) == 5
+    assert any(worker.board.is_least() for worker in workers)
 
 
 def test_after_the_end_of_one_the_other_takes_all(workers: list[Worker], clients: Clients) -> None:
@@ -204,22 +225,40 @@ def test_the_loop_of_a_worker_has_its_servers_take_turns(
 ) -> None:
     """And that of a process without a slot has uvloop's."""
 
-    async def server_of(folder: Path | None) -> str:
-        Slot.of_this_worker.cache_clear()
-        if folder:
-            monkeypatch.setenv(METRICS_DIR, str(folder))
-        else:
-            monkeypatch.delenv(METRICS_DIR, raising=False)
-        loop = asyncio.get_running_loop()
+    async def server_here() -> str:
         with socket.create_server(("127.0.0.1", 0)) as sock:
-            server = await loop.create_server(asyncio.Protocol, sock=sock, backlog=5)
+            server = await asyncio.get_running_loop().create_server(asyncio.Protocol, sock=sock, backlog=5)
             server.close()
             await server.wait_closed()
-            if slot := Slot.of_this_worker():
-                slot.lock.close()
             return type(server).__name__
 
     with contextlib.closing(Loop()) as loop:
-        assert loop.run_until_complete(server_of(tmp_path)) == "Acceptor"
-        assert loop.run_until_complete(server_of(None)) == "Server"
+        assert loop.run_until_complete(server_here()) == "Server"
+    monkeypatch.setenv(METRICS_DIR, str(tmp_path))
+    Slot.of_this_worker.cache_clear()
+    with contextlib.closing(Loop()) as loop:
+        assert loop.run_until_complete(server_here()) == "Acceptor"
+    slot = Slot.of_this_worker()
+    assert slot
+    slot.lock.close()
+    Slot.of_this_worker.cache_clear()
+
+
+def test_one_that_cannot_listen_ends_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two servers may bind the same port, and only one can listen; the supervisor of the other must not start
+    workers for ever."""
+    monkeypatch.setenv(METRICS_DIR, str(tmp_path))
+    Slot.of_this_worker.cache_clear()
+    with contextlib.closing(Loop()) as loop, socket.socket() as quick, socket.socket() as slow:
+        for sock in (quick, slow):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        quick.bind(("127.0.0.1", 0))
+        slow.bind(quick.getsockname())
+        quick.listen()
+        with pytest.raises(SystemExit) as ended:
+            loop.run_until_complete(loop.create_server(asyncio.Protocol, sock=slow))
+        assert ended.value.code == STARTUP_FAILURE
+    slot = Slot.of_this_worker()
+    assert slot
+    slot.lock.close()
     Slot.of_this_worker.cache_clear()

@@ -58,12 +58,18 @@ def test_the_thread_that_worked_last_goes_on() -> None:
         everybody = threading.Barrier(4)
         names = await asyncio.gather(*(crew.run(wait_for_all) for _ in range(4)))
         assert sorted(names) == ["crew-0", "crew-1", "crew-2", "crew-3"]
+        wait_until_all_are_idle(crew)
         last = await crew.run(name)
         for _ in range(20):
-            await asyncio.sleep(0.001)  # so that it sits idle again
+            wait_until_all_are_idle(crew)
             assert await crew.run(name) == last
 
     with_crew(story, n_threads=4)
+
+
+def wait_until_all_are_idle(crew: Crew) -> None:
+    while len(crew._idle) < crew._n_threads:
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()])

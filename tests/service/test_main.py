@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -198,14 +199,18 @@ def test_a_silent_connection_is_cut_as_set_and_counted(models_dir: Path) -> None
         VIOLA_MODELS_DIR=str(models_dir),
         VIOLA_MODEL="toy",
         VIOLA_DEVICE="cpu",
-        VIOLA_HEAD_TIMEOUT_S="0.3",
+        VIOLA_HEAD_TIMEOUT_S="1",
     )
     try:
         wait_until_ready(url, process)
         assert 'viola_connections_cut_total{reason="answer"} 0.0' in httpx.get(f"{url}/metrics").text
         with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
             assert not silent.recv(1)
-        assert 'viola_connections_cut_total{reason="head"} 1.0' in httpx.get(f"{url}/metrics").text
+        counted = re.search(
+            r'viola_connections_cut_total{reason="head"} (.*)', httpx.get(f"{url}/metrics").text
+        )
+        assert counted
+        assert float(counted[1]) >= 1
     finally:
         process.kill()
         process.communicate()

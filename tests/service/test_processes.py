@@ -107,6 +107,7 @@ def test_one_process_alone_has_no_folder_and_several_have_one_that_goes(
 ) -> None:
     monkeypatch.setenv(METRICS_DIR, str(tmp_path))  # somebody else's
     with metrics_folder(1):
+        Slot.of_this_worker.cache_clear()
         assert Slot.of_this_worker() is None
     with metrics_folder(2):
         folder = Path(os.environ[METRICS_DIR])

@@ -141,9 +141,8 @@ def test_a_request_is_answered_and_the_connection_stays_open(server: uvicorn.Ser
         for _ in range(3):
             client.sendall(post("/", 5) + b"hello")
             answers(client)
-            time.sleep(
-                Hasty.limits.head_s * 1.5
-            )  # what is limited is a head, not the time between two requests
+            # What is limited is a head, not the time between two requests.
+            time.sleep(Hasty.limits.head_s * 1.5)
         assert Hasty.lost == before
     until = time.monotonic() + 5
     while Hasty.lost == before and time.monotonic() < until:
