@@ -319,6 +319,26 @@ def table(result: Result) -> str:
     return "\n\n".join(parts)
 
 
+def summary(result: Result) -> str:
+    """For docs/comparison.md: each server's rates over viola's, by graph and number of clients."""
+    parts = []
+    for graph in GRAPHS:
+        rows = [each for each in result["rows"] if each["graph"] == graph]
+        counts = sorted({int(each["clients"]) for each in rows})
+        servers: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+        for each in rows:
+            servers[each["entry"]][int(each["clients"])] = each
+        lines = []
+        for name, by_count in servers.items():
+            rates = [f"{_median_ratio(by_count[n]):.2f}" if n in by_count else "" for n in counts]
+            memory = next(iter(by_count.values())).get("memory_mb", "")
+            lines.append([name, *rates, memory])
+        if lines:
+            header = [f"{graph}; clients:", *map(str, counts), "MB"]
+            parts.append(markdown(header, lines))
+    return "\n\n".join(parts)
+
+
 def _rows_of(rows: Sequence[dict[str, Any]], graph: str) -> str:
     header = ["clients", "server", "requests/s", f"× viola {graph}", "p50 / p95 / p99 ms", "CPU ms"]
     header += ["CPU at rest", "MB", "failures"]

@@ -1,4 +1,4 @@
-"""Results in, their tables out, between markers in README.md and docs/encoders.md, so that none is typed.
+"""Results in, their tables out, between markers in README.md and some pages of docs/, so that none is typed.
 
 <!-- load: begin -->  …  <!-- load: end -->
 """
@@ -12,6 +12,7 @@ from benchmarks.results import Result, read, say
 
 README = Path(__file__).parent / "README.md"
 ENCODERS = Path(__file__).parents[1] / "docs" / "encoders.md"
+COMPARISON = Path(__file__).parents[1] / "docs" / "comparison.md"
 
 # Each is a script of this folder, which writes results/NAME.json and has `table(result) -> str`.
 NAMES = (
@@ -31,24 +32,26 @@ NAMES = (
 def main() -> None:
     fill(README, NAMES)
     fill(ENCODERS, ("encoders",))
+    fill(COMPARISON, ("load",), form="summary")
 
 
-def fill(path: Path, names: Sequence[str]) -> None:
+def fill(path: Path, names: Sequence[str], *, form: str = "table") -> None:
+    """form: the function of the scripts that makes the text."""
     page = path.read_text(encoding="utf-8")
     for name in names:
         result = read(name)
         if result is None:
             say(f"{name}: no result yet")
-        page = with_section(page, name, section(name, result))
+        page = with_section(page, name, section(name, result, form))
     path.write_text(page, encoding="utf-8")
 
 
-def section(name: str, result: Result | None) -> str:
+def section(name: str, result: Result | None, form: str = "table") -> str:
     """What stands between the markers. The script is imported only when there is something to show."""
     if result is None:
         return "*Not measured yet.*"
-    table: Callable[[Result], str] = import_module(f"benchmarks.{name}").table
-    return f"{caption(result)}\n\n{table(result)}"
+    text: Callable[[Result], str] = getattr(import_module(f"benchmarks.{name}"), form)
+    return f"{caption(result)}\n\n{text(result)}"
 
 
 def caption(result: Result) -> str:

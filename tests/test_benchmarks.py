@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from benchmarks import load, uploads
+from benchmarks import load, report, results, uploads
 from benchmarks.clients import Burst, burst
 from benchmarks.load import Entry
 from benchmarks.peers import install
@@ -345,6 +345,24 @@ def test_the_table_tells_the_best_peer_and_whether_the_goal_is_reached() -> None
     ahead = [row("viola float32", 1, 1.0, "float32"), row("infinity", 1, 1.25, "float32")]
     assert "1 client, infinity: 0.80 × by viola float32" in (text := load.verdict(ahead, "float32"))
     assert "(**not reached**)" in text
+
+
+def test_the_summary_has_a_line_for_each_server() -> None:
+    rows = [row("viola int8", 1, 1.0), row("viola int8", 32, 1.0), row("slow", 1, 0.5), row("slow", 32, 0.25)]
+    work = load.work_row("int8", [180.0], [Burst(latencies_s=[0.01] * 100, seconds=1.0)])
+    assert load.summary({"rows": [*rows, work]}).splitlines() == [
+        "| int8; clients: | 1 | 32 | MB |",
+        "| --- | --- | --- | --- |",
+        "| viola int8 | 1.00 | 1.00 | 200 |",
+        "| slow | 0.50 | 0.25 | 200 |",
+        "| *the work alone* |  | 1.80 |  |",
+    ]
+
+
+def test_the_page_that_compares_is_up_to_date() -> None:
+    page = report.COMPARISON.read_text(encoding="utf-8")
+    told = section("load", results.read("load"), "summary")
+    assert with_section(page, "load", told) == page, "run `python -m benchmarks.report`"
 
 
 def test_without_a_peer_there_is_no_verdict() -> None:
