@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--peers", help="their names in the table, with a semicolon between; default: all")
     parser.add_argument("--clients", default="1,8,32,64")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each burst")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each burst")
     arguments = parser.parse_args()
     clients = [int(count) for count in arguments.clients.split(",")]
     peers = chosen(arguments.peers)

@@ -1,8 +1,8 @@
 """Resident memory over many requests of random lengths: does it stay what it was after the first of them?
 
-Lengths are drawn from 0.1 to 60 s, as many below 2.4 s as above. `model`: decode, log-mel, windows and graph
-in this process, one request after the other. `server`: a server of its own, 8 clients, the WAV as the body.
-The first mark is after 5 % of the requests: of 100 000, which take some hours, after 5 000.
+Lengths are drawn from 0.1 to 60 s, as many below 2.4 s as above. `server`: a server of its own, 8 clients,
+the WAV as the body. `model`: decode, log-mel, windows and graph in this process, one request after the other.
+The first mark is after 5 % of the requests: of 100 000 after 5 000.
 
 Out: results/memory.json.
 """
@@ -42,12 +42,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "byola", help="a model folder")
     parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument("--level", choices=["model", "server", "both"], default="both")
+    parser.add_argument("--level", choices=["model", "server", "both"], default="server")
     arguments = parser.parse_args()
     levels = LEVELS if arguments.level == "both" else {arguments.level: LEVELS[arguments.level]}
     rows = [row for level in levels.values() for row in level(arguments.model, arguments.requests)]
-    name = "memory" if arguments.level == "both" else f"memory-{arguments.level}"
-    say(f"{write(name, rows, requests=arguments.requests, allowed=ALLOWED)} written")
+    say(f"{write('memory', rows, requests=arguments.requests, allowed=ALLOWED)} written")
     say(table({"rows": rows, "allowed": ALLOWED}))
 
 
