@@ -238,7 +238,7 @@ class Batcher(Generic[Item, Result]):
         items = [each.item for each in batch]
         self._batch_started = started = time.perf_counter()
         try:
-            outcomes = await self._worker.run(lambda: self._in_turn(items))
+            started, outcomes = await self._worker.run(lambda: self._in_turn(items))
         except Exception as error:  # not of run_batch: `_try` lets none through
             outcomes = [error] * len(items)
         finally:
@@ -350,9 +350,10 @@ class Batcher(Generic[Item, Result]):
             newest if self._cost_per_s is None else NEWEST * newest + (1 - NEWEST) * self._cost_per_s
         )
 
-    def _in_turn(self, items: list[Item]) -> "list[Result | Exception]":
+    def _in_turn(self, items: list[Item]) -> "tuple[float, list[Result | Exception]]":
+        """When its turn came, and the outcomes."""
         with self._turn:
-            return self._try(items)
+            return time.perf_counter(), self._try(items)
 
     def _try(self, items: list[Item]) -> "list[Result | Exception]":
         """One outcome per item, whatever happens: no exception leaves the worker thread."""

@@ -332,12 +332,14 @@ def test_the_worker_waits_for_the_thread_that_runs_an_item_itself() -> None:
         recorder.gate.clear()
         here = asyncio.create_task(asyncio.to_thread(batcher.run_here, [Job("a")]))
         await asyncio.to_thread(recorder.entered.wait, 5)
-        there = asyncio.create_task(batcher.submit([Job("b")]))
-        await asyncio.sleep(0.05)
-        assert recorder.batches == [["a"]]
-        assert batcher.stuck_s > 0.04
-        recorder.gate.set()
-        assert await asyncio.gather(here, there) == [["A"], ["B"]]
+        with batcher.admit(1) as place:
+            there = asyncio.create_task(place.run([Job("b")]))
+            await asyncio.sleep(0.05)
+            assert recorder.batches == [["a"]]
+            assert batcher.stuck_s > 0.04
+            recorder.gate.set()
+            assert await asyncio.gather(here, there) == [["A"], ["B"]]
+        assert place.waited_s > 0.04  # that was no inference
 
     assert with_batcher(story).batches == [["a"], ["b"]]
 
