@@ -10,6 +10,8 @@ said.
 In the same rounds overhead.py's bare loop, full batches without any server, tells what the cores could do
 with the work alone: about as far as any server that runs this graph can be ahead of a peer.
 
+`--add` keeps the last result and adds the peers that it lacks: as fair where they are alone with viola.
+
 Out: results/load.json. A new peer is one more entry in benchmarks/peers/catalogue.py.
 """
 
@@ -34,7 +36,7 @@ from benchmarks.clients import Burst, burst
 from benchmarks.overhead import bare_loop
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.install import is_installed, version_of
-from benchmarks.results import Result, markdown, middle, say, span, write
+from benchmarks.results import Result, command, markdown, middle, read, say, span, write
 from benchmarks.servers import ROOT, Running, Server, running, viola
 from service.model import GRAPH_FILES, Model, Precision, load_card
 from service.settings import Settings
@@ -83,6 +85,9 @@ def main() -> None:
     parser.add_argument("--clients", default="1,8,32,64")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each burst")
+    parser.add_argument(
+        "--add", action="store_true", help="keep the last result, and add the peers that it lacks"
+    )
     arguments = parser.parse_args()
     clients = [int(count) for count in arguments.clients.split(",")]
     peers = chosen(arguments.peers)
@@ -94,14 +99,24 @@ def main() -> None:
             continue
         work = work_of(arguments.model, graph)
         for group in groups(arguments.model, graph, peers, skipped):
+            if arguments.add and all(entry.name.startswith("viola") for entry in group):
+                continue
             rows += measure(group, graph, clients, arguments.rounds, arguments.seconds, skipped, work)
+    last = read("load") if arguments.add else None
+    versions = {peer.folder: f"{peer.package} {version_of(peer.folder, peer.package)}" for peer in peers}
+    kept, about = last or {"rows": [], "peers": {}, "skipped": {}}, {}
+    if last:
+        there = {each["entry"] for each in rows}
+        kept["skipped"] = {name: reason for name, reason in kept["skipped"].items() if name not in there}
+        about = {"command": f"{last['command']}, then {command()}"}
     path = write(
         "load",
-        merged(rows),
+        merged([*kept["rows"], *rows]),
         rounds=arguments.rounds,
         seconds=arguments.seconds,
-        peers={peer.folder: f"{peer.package} {version_of(peer.folder, peer.package)}" for peer in peers},
-        skipped=skipped,
+        peers=kept["peers"] | versions,
+        skipped=kept["skipped"] | skipped,
+        **about,
     )
     say(f"{path} written")
 

@@ -32,18 +32,22 @@ def write(name: str, rows: Sequence[dict[str, Any]], **about: Any) -> Path:
     """`about`: how the rows were measured. Replaces the result of an earlier run."""
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
-    command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     content = {
         "machine": machine(),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
-        "command": command,
+        "command": command(),
         "versions": {each: version(each) for each in ("onnxruntime", "torch", "fastapi", "uvicorn")},
         **about,
         "rows": list(rows),
     }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def command() -> str:
+    """That this process was started with."""
+    return " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
 
 
 def read(name: str) -> Result | None:
