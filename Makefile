@@ -26,7 +26,7 @@ format: .venv/ready
 demo: .venv/ready  ## the whole chain on a few clips: train tiny, export, serve, embed
 	.venv/bin/python -m benchmarks.demo
 
-bench: .venv/ready  ## measure speed, 16 minutes on an idle machine, 10 more the first time; the tables land in benchmarks/README.md and docs/sizing.md
+bench: .venv/ready  ## measure speed, 20 minutes on an idle machine, 10 more the first time; the tables land in benchmarks/README.md and docs/sizing.md
 	.venv/bin/python -m benchmarks.peers.install
 	.venv/bin/python -m benchmarks.overhead
 	.venv/bin/python -m benchmarks.load
