@@ -20,7 +20,7 @@ import base64
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import product
@@ -36,7 +36,7 @@ from benchmarks.clients import Burst, burst
 from benchmarks.overhead import bare_loop
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.install import is_installed, version_of
-from benchmarks.results import Result, command, markdown, middle, read, say, span, write
+from benchmarks.results import Result, command, commit, markdown, middle, read, say, span, write
 from benchmarks.servers import ROOT, Running, Server, running, viola
 from service.model import GRAPH_FILES, Model, Precision, load_card
 from service.settings import Settings
@@ -102,22 +102,12 @@ def main() -> None:
             if arguments.add and all(entry.name.startswith("viola") for entry in group):
                 continue
             rows += measure(group, graph, clients, arguments.rounds, arguments.seconds, skipped, work)
-    last = read("load") if arguments.add else None
     versions = {peer.folder: f"{peer.package} {version_of(peer.folder, peer.package)}" for peer in peers}
-    kept, about = last or {"rows": [], "peers": {}, "skipped": {}}, {}
+    about = {"rounds": arguments.rounds, "seconds": arguments.seconds, "peers": versions, "skipped": skipped}
+    last = read("load") if arguments.add else None
     if last:
-        there = {each["entry"] for each in rows}
-        kept["skipped"] = {name: reason for name, reason in kept["skipped"].items() if name not in there}
-        about = {"command": f"{last['command']}, then {command()}"}
-    path = write(
-        "load",
-        merged([*kept["rows"], *rows]),
-        rounds=arguments.rounds,
-        seconds=arguments.seconds,
-        peers=kept["peers"] | versions,
-        skipped=kept["skipped"] | skipped,
-        **about,
-    )
+        about, rows = added(last, rows, versions, skipped)
+    path = write("load", merged(rows), **about)
     say(f"{path} written")
 
 
@@ -128,6 +118,19 @@ def work_of(folder: Path, graph: str) -> Callable[[float], float]:
     model = Model.load(folder, device="cpu", precision=cast(Precision, graph), threads=threads)
     clip = uploads.CLIP.read_bytes()
     return lambda seconds: 1000 * usable_cores()[0] / sum(bare_loop(model, clip, seconds).values())
+
+
+def added(
+    last: Result, rows: Sequence[dict[str, Any]], versions: Mapping[str, str], skipped: Mapping[str, str]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The last result with the rows of the peers that it lacks: (what is told beside them, all rows)."""
+    there = {each["entry"] for each in rows}
+    left_out = {name: why for name, why in last["skipped"].items() if name not in there}
+    about = {name: value for name, value in last.items() if name != "rows"}
+    about["command"] = f"{last['command']}, then {command()} at {commit()}"
+    about["peers"] = {**versions, **last["peers"]}
+    about["skipped"] = left_out | {name: why for name, why in skipped.items() if name not in left_out}
+    return about, [*last["rows"], *rows]
 
 
 def chosen(names: str | None) -> list[Peer]:

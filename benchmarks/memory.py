@@ -90,16 +90,23 @@ def of_server(folder: Path, count: int) -> list[dict[str, Any]]:
                 if clip is None:
                     connection.close()
                     return
-                connection.request("POST", "/embed?encoding=base64", clip, {"Content-Type": "audio/wav"})
-                answer = connection.getresponse()
-                body = answer.read()
-                assert answer.status == 200, body
+                while (answer := ask(connection, clip)).status == 503:  # a busy machine, and a full queue
+                    time.sleep(float(answer.headers["Retry-After"]))
+                assert answer.status == 200, answer.reason
                 with lock:
                     marks.count()
 
         for each in [pool.submit(work) for _ in range(CLIENTS)]:
             each.result()
     return marks.rows
+
+
+def ask(connection: http.client.HTTPConnection, clip: bytes) -> http.client.HTTPResponse:
+    """The answer, read to its end."""
+    connection.request("POST", "/embed?encoding=base64", clip, {"Content-Type": "audio/wav"})
+    answer = connection.getresponse()
+    answer.read()
+    return answer
 
 
 LEVELS: dict[str, Callable[[Path, int], list[dict[str, Any]]]] = {"model": of_model, "server": of_server}

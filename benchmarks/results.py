@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -47,7 +48,7 @@ def write(name: str, rows: Sequence[dict[str, Any]], **about: Any) -> Path:
 
 def command() -> str:
     """That this process was started with."""
-    return " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    return f"python -m benchmarks.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def read(name: str) -> Result | None:

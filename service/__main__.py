@@ -124,11 +124,13 @@ def _is_taken(host: str, port: int) -> bool:
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as uvicorn's
                 try:
                     probe.bind(address)
                 except OSError as error:
                     if error.errno == errno.EADDRINUSE:
-                        print(f"{host}:{port}: address already in use", file=sys.stderr)
+                        print(f"port {port} of {host}: address already in use", file=sys.stderr)
                         return True
     return False
 

@@ -64,9 +64,12 @@ class Board:
 
     def is_least(self) -> bool:
         """Whether the other workers that take connections hold as many, about."""
-        shown = self._counts[self._counts > 0]
-        least = int(shown.min(initial=np.iinfo(np.uint32).max))
+        least = self.least()
         return int(self._counts[self._slot.number]) <= least + (least - 1) // LEAD
+
+    def least(self) -> int:
+        """What is shown of the worker that holds the fewest."""
+        return int(self._counts[self._counts > 0].min(initial=np.iinfo(np.uint32).max))
 
     def forget_the_dead(self) -> None:
         """The counts of workers that were killed say nothing any more."""
@@ -176,18 +179,23 @@ class Acceptor:
         if self._board.is_least():
             self._accept()
         else:
-            self._pause(LOOK_S, partial(self._look_again, self._loop.time() + PATIENCE_S))
+            self._pause(
+                LOOK_S, partial(self._look_again, self._loop.time() + PATIENCE_S, self._board.least())
+            )
 
     def _pause(self, seconds: float, then: Callable[[], None]) -> None:
         self._loop.remove_reader(self._sock.fileno())
         self._timer = self._loop.call_later(seconds, then)
 
-    def _look_again(self, until: float) -> None:
+    def _look_again(self, until: float, least: int) -> None:
+        """least: when the waiting began. Where it has changed somebody comes, and the waiting begins anew."""
         if self._board.is_least():
             self._watch()
             self._accept()
+        elif self._board.least() != least:
+            self._watch()
         elif self._loop.time() < until:
-            self._timer = self._loop.call_later(LOOK_S, self._look_again, until)
+            self._timer = self._loop.call_later(LOOK_S, self._look_again, until, least)
         else:
             self._watch()
             if self._accept():  # the least did not come
@@ -195,6 +203,10 @@ class Acceptor:
                 for _ in range(MOST_AT_ONCE):
                     if self._board.is_least() or not self._accept():
                         break
+
+    def _recover(self) -> None:
+        self._count(0)
+        self._watch()
 
     def _accept(self) -> bool:
         """Whether somebody was there."""
@@ -207,7 +219,8 @@ class Acceptor:
                 raise
             log.error("no connection can be taken for now: %s", error)
             if not self._is_closed:
-                self._pause(FULL_S, self._watch)
+                self._board.give_way()
+                self._pause(FULL_S, self._recover)
             return False
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -140,6 +140,8 @@ class Slot:
                 return number == self.number or not _locks(lock, fcntl.LOCK_SH)
         except FileNotFoundError:
             return False
+        except OSError:  # this process may open no more files
+            return True
 
     def _forget_gauges(self, number: int) -> None:
         """What a dead worker measured last is no more; what it counted stays."""

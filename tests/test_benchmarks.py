@@ -359,6 +359,24 @@ def test_the_summary_has_a_line_for_each_server() -> None:
     ]
 
 
+def test_a_peer_is_added_to_a_result_that_keeps_all_else() -> None:
+    last = {
+        "date": "2026-11-01",
+        "command": "python -m benchmarks.load",
+        "rows": [row("viola int8", 32, 1.0), row("a", 32, 0.5)],
+        "peers": {"a": "a 1"},
+        "skipped": {"b": "not installed", "c": "not installed"},
+    }
+    measured = [row("viola int8", 32, 1.0), row("b", 32, 0.25), row("a", 32, 0.75)]
+    about, rows = load.added(last, measured, {"a": "a 2", "b": "b 1"}, {"c": "it did not start"})
+    assert about["date"] == "2026-11-01"
+    assert about["command"].startswith("python -m benchmarks.load, then ")
+    assert about["peers"] == {"a": "a 1", "b": "b 1"}
+    assert about["skipped"] == {"c": "not installed"}
+    kept = {each["entry"]: each["ratio"]["median"] for each in load.merged(rows)}
+    assert kept == {"viola int8": 1.0, "a": 0.5, "b": 0.25}
+
+
 def test_the_page_that_compares_is_up_to_date() -> None:
     page = report.COMPARISON.read_text(encoding="utf-8")
     told = section("load", results.read("load"), "summary")

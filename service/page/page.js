@@ -134,6 +134,8 @@ async function analyse(sound) {
     sound.embedding = embedding;
     drawLogmel($(".logmel", card), picture);
     $(".logmel", card).setAttribute("aria-label", `Log-mel of ${sound.name}, ${picture.bands} bands`);
+    $(".tags", card).replaceChildren(); // of another head
+    $(".timeline", card).hidden = true;
     if (tagged) {
       showTags(sound, tagged);
       await showTimeline(sound, tagged.duration_s, { model, head });
@@ -158,11 +160,17 @@ async function said(place, work) {
   }
 }
 
-/** Its first channel at RATE_HZ; null where the browser cannot decode it, which the server may. */
+/** The mean of its channels at RATE_HZ; null where the browser cannot decode it, which the server may. */
 async function samplesOf(blob) {
   try {
     const context = new OfflineAudioContext(1, 1, RATE_HZ);
-    return (await context.decodeAudioData(await blob.arrayBuffer())).getChannelData(0);
+    const decoded = await context.decodeAudioData(await blob.arrayBuffer());
+    const mono = decoded.getChannelData(0);
+    for (let channel = 1; channel < decoded.numberOfChannels; channel++) {
+      const other = decoded.getChannelData(channel);
+      for (let i = 0; i < mono.length; i++) mono[i] += other[i];
+    }
+    return mono.map((sum) => sum / decoded.numberOfChannels);
   } catch {
     return null;
   }
@@ -200,11 +208,8 @@ async function showTimeline(sound, durationS, { model, head }) {
 
 /** Whether there is nothing to be tagged: a head has only its own labels, and gives silence one of them. */
 function isSilent(samples, { start_s, end_s }) {
-  const end = Math.min(samples.length, end_s * RATE_HZ);
-  for (let i = Math.floor(start_s * RATE_HZ); i < end; i++) {
-    if (Math.abs(samples[i]) > SILENCE) return false;
-  }
-  return true;
+  const window = samples.subarray(Math.floor(start_s * RATE_HZ), Math.ceil(end_s * RATE_HZ));
+  return window.length > 0 && window.every((sample) => Math.abs(sample) <= SILENCE);
 }
 
 /** The labels that are highest in some window, at most MOST_ROWS. */
@@ -278,7 +283,7 @@ function showCurl(sound, model, head) {
 
 /** The text, which may go on in a new line behind each underscore. */
 const breakable = (text) =>
-  text.split(/(?<=_)/).flatMap((part, i) => (i ? [document.createElement("wbr"), part] : [part]));
+  text.split("_").flatMap((part, i) => (i ? ["_", document.createElement("wbr"), part] : [part]));
 
 const percent = (share) => `${(100 * share).toFixed(0)} %`;
 
