@@ -149,7 +149,8 @@ def table(result: Result) -> str:
         first, last = marks[0]["rss_mb"], marks[-1]["rss_mb"]
         seen = ", ".join(f"{row['rss_mb']:.0f} ({row['requests']:,})" for row in marks)
         rows.append([level, seen, f"**{last / first - 1:+.1%}**"])
-    return markdown(["level", "resident MB (after so many requests)", "growth since the first mark"], rows)
+    header = ["level", "resident MB (after so many requests)", "growth since the first mark"]
+    return "\n\n".join(filter(None, [markdown(header, rows), result.get("remark", "")]))
 
 
 if __name__ == "__main__":
