@@ -42,11 +42,11 @@ class Board:
 
     def __init__(self, slot: Slot) -> None:
         n_bytes = MAX_SLOTS * np.uint32().nbytes
-        with (slot.folder / COUNTS).open("ab") as file:
-            os.posix_fallocate(
-                file.fileno(), 0, n_bytes
-            )  # a page that the disk has no room for would be fatal
-        self._counts = np.memmap(slot.folder / COUNTS, dtype=np.uint32, mode="r+", shape=(MAX_SLOTS,))
+        path = slot.folder / COUNTS
+        path.touch()
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)  # a page without room on the disk would be fatal
+            self._counts = np.memmap(file, dtype=np.uint32, mode="r+", shape=(MAX_SLOTS,))
         self._slot = slot
         self.leave()
 
@@ -179,9 +179,8 @@ class Acceptor:
         if self._board.is_least():
             self._accept()
         else:
-            self._pause(
-                LOOK_S, partial(self._look_again, self._loop.time() + PATIENCE_S, self._board.least())
-            )
+            until = self._loop.time() + PATIENCE_S
+            self._pause(LOOK_S, partial(self._look_again, until, self._board.least()))
 
     def _pause(self, seconds: float, then: Callable[[], None]) -> None:
         self._loop.remove_reader(self._sock.fileno())
@@ -189,10 +188,7 @@ class Acceptor:
 
     def _look_again(self, until: float, least: int) -> None:
         """least: when the waiting began. Where it has changed somebody comes, and the waiting begins anew."""
-        if self._board.is_least():
-            self._watch()
-            self._accept()
-        elif self._board.least() != least:
+        if self._board.is_least() or self._board.least() != least:
             self._watch()
         elif self._loop.time() < until:
             self._timer = self._loop.call_later(LOOK_S, self._look_again, until, least)

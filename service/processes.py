@@ -137,7 +137,7 @@ class Slot:
         """Whether a living process holds the slot of this number."""
         try:
             with (self.folder / f"{number}.pid").open() as lock:
-                return number == self.number or not _locks(lock, fcntl.LOCK_SH)
+                return not _locks(lock, fcntl.LOCK_SH)
         except FileNotFoundError:
             return False
         except OSError:  # this process may open no more files

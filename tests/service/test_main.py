@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -37,8 +36,10 @@ def run(*arguments: str, stderr: Any = subprocess.PIPE, **settings: str) -> "sub
 class Serving:
     """A server process of its own, its log in a file: nobody reads a pipe while it is hammered."""
 
-    def __init__(self, models_dir: Path, folder: Path, *arguments: str, **settings: str) -> None:
-        self.port = free_port()
+    def __init__(
+        self, models_dir: Path, folder: Path, *arguments: str, port: int | None = None, **settings: str
+    ) -> None:
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = folder / f"{self.port}.log"
         with self.log_path.open("w") as log:
@@ -171,49 +172,26 @@ def test_it_serves_and_a_sigterm_ends_it_with_0(workers: int, models_dir: Path, 
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_port_that_is_taken_is_told_before_any_model_is_loaded(workers: int, models_dir: Path) -> None:
+def test_a_port_that_is_taken_is_told_before_any_model_is_loaded(
+    workers: int, models_dir: Path, tmp_path: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        process = run(
-            VIOLA_HOST="127.0.0.1",
-            VIOLA_PORT=str(taken.getsockname()[1]),
-            VIOLA_MODELS_DIR=str(models_dir),
-            VIOLA_MODEL="toy",
-            VIOLA_DEVICE="cpu",
-            VIOLA_WORKERS=str(workers),
-        )
-        try:
-            _, log = process.communicate(timeout=30)
-        finally:
-            process.kill()
-    assert process.returncode == STARTUP_FAILURE
+        port = taken.getsockname()[1]
+        with Serving(models_dir, tmp_path, port=port, VIOLA_WORKERS=str(workers)) as server:
+            assert server.ends_with(STARTUP_FAILURE)
+    log = server.log_path.read_text()
     assert "address already in use" in log.lower()
     assert "loaded toy" not in log
 
 
-def test_a_silent_connection_is_cut_as_set_and_counted(models_dir: Path) -> None:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    process = run(
-        VIOLA_HOST="127.0.0.1",
-        VIOLA_PORT=str(port),
-        VIOLA_MODELS_DIR=str(models_dir),
-        VIOLA_MODEL="toy",
-        VIOLA_DEVICE="cpu",
-        VIOLA_HEAD_TIMEOUT_S="1",
-    )
-    try:
-        wait_until_ready(url, process)
-        assert 'viola_connections_cut_total{reason="answer"} 0.0' in httpx.get(f"{url}/metrics").text
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
+def test_a_silent_connection_is_cut_as_set_and_counted(models_dir: Path, tmp_path: Path) -> None:
+    with Serving(models_dir, tmp_path, VIOLA_HEAD_TIMEOUT_S="1") as server:
+        server.wait_until_ready()
+        page = httpx.get(f"{server.url}/metrics").text
+        assert 'viola_connections_cut_total{reason="answer"} 0.0' in page
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as silent:
             assert not silent.recv(1)
-        counted = re.search(
-            r'viola_connections_cut_total{reason="head"} (.*)', httpx.get(f"{url}/metrics").text
-        )
-        assert counted
-        assert float(counted[1]) >= 1
-    finally:
-        process.kill()
-        process.communicate()
+        assert server.metric('viola_connections_cut_total{reason="head"}') >= 1
 
 
 def test_from_sigterm_on_it_is_not_ready_and_answers_what_it_accepted(
