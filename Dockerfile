@@ -31,11 +31,13 @@ ENV PATH=/opt/viola/bin:$PATH \
     VIOLA_MODELS_DIR=/app/models
 COPY service service
 COPY models models
+# For VIOLA_DATA_DIR: a new volume there takes over whose it is.
+RUN install --directory --owner 10001 --group 10001 /data
 USER 10001:10001
 EXPOSE 8000
 # SIGTERM drains: readiness turns false, what was accepted is finished. Allow the deadline and five seconds.
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --start-interval=1s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python", "-m", "service.healthcheck"]
 CMD ["python", "-m", "service"]
 

@@ -7,7 +7,6 @@ those of `load.py`.
 Out: results/batching.json.
 """
 
-import argparse
 import dataclasses
 import http.client
 from collections import defaultdict
@@ -19,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import uploads
-from benchmarks.clients import HOST, Burst, burst
-from benchmarks.results import Result, markdown, middle, say, span, write
-from benchmarks.servers import ROOT, Running, Server, running, viola
+from benchmarks.harness import options, uploads
+from benchmarks.harness.clients import HOST, Burst, burst
+from benchmarks.harness.results import Result, markdown, middle, say, span, write
+from benchmarks.harness.servers import Running, Server, running, viola
+from benchmarks.harness.sounds import word
 
 GREEDY = "greedy"
 POLICIES = {
@@ -35,18 +35,15 @@ POLICIES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.batching", description=__doc__)
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "byola", help="a model folder")
+    parser = options.command("batching", __doc__)
+    options.model(parser)
     parser.add_argument("--precision", default="int8")
-    parser.add_argument("--clients", default="1,8,32")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each burst")
+    options.counts(parser, "--clients", (1, 8, 32))
+    options.bursts(parser, rounds=7)
     arguments = parser.parse_args()
-    clients = [int(count) for count in arguments.clients.split(",")]
-    rows = measure(arguments.model, arguments.precision, clients, arguments.rounds, arguments.seconds)
-    path = write(
-        "batching", rows, rounds=arguments.rounds, seconds=arguments.seconds, graph=arguments.precision
-    )
+    rounds, seconds = arguments.rounds, arguments.seconds
+    rows = measure(arguments.model, arguments.precision, arguments.clients, rounds, seconds)
+    path = write("batching", rows, rounds=rounds, seconds=seconds, graph=arguments.precision)
     say(f"{path} written")
 
 
@@ -54,7 +51,7 @@ def measure(
     model: Path, precision: str, clients: Sequence[int], rounds: int, seconds: float
 ) -> list[dict[str, Any]]:
     """One row for each policy and number of clients."""
-    request = uploads.raw("/embed?encoding=base64", uploads.CLIP.read_bytes())
+    request = uploads.raw("/embed?encoding=base64", word())
     bursts: dict[tuple[str, int], list[Burst]] = defaultdict(list)
     batches: dict[tuple[str, int], list[float]] = defaultdict(list)
     with ExitStack() as stack:

@@ -10,10 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.clients import HOST
-from benchmarks.results import say
-from benchmarks.servers import ROOT, running, viola
-from benchmarks.uploads import answer_to, multipart
+from benchmarks.harness.clients import HOST
+from benchmarks.harness.results import say
+from benchmarks.harness.servers import ROOT, running, viola
+from benchmarks.harness.uploads import answer_to, multipart
 
 FOLDER = Path("runs/demo")
 RUN, MODEL = FOLDER / "run", FOLDER / "models" / "demo"

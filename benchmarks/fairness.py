@@ -1,14 +1,12 @@
 """Latency of one-second clips at a modest rate, with and without an hour of sound beside them, in turns.
 
-The clips come at fixed times, whether the one before is answered or not, so that a wait is not hidden by the
-clients waiting, too. Beside them one client uploads an hour of MP3, again and again.
+The clips come at fixed times, whether the one before is answered or not: clients that waited would ask a slow
+server less often, and hide its slowness. Beside them one client uploads an hour of MP3, again and again.
 
 Out: results/fairness.json.
 """
 
-import argparse
 import asyncio
-import statistics
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,14 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import uploads
+from benchmarks.harness import options, uploads
+from benchmarks.harness.connection import Gone, ask, post
+from benchmarks.harness.results import Result, markdown, middle, percentiles_ms, say, span, write
+from benchmarks.harness.servers import Running, running, viola
+from benchmarks.harness.sounds import word
 from benchmarks.long_audio import HOUR_S, an_hour
-from benchmarks.results import Result, markdown, middle, say, span, write
-from benchmarks.servers import ROOT, Running, running, viola
-from benchmarks.wire import Gone, ask, post
 
 ALONE, BESIDE = "alone", "beside an hour-long upload"
-PERCENTILES = {"p50": 50, "p95": 95, "p99": 99}
+PERCENTILES = ("p50", "p95", "p99")
 SETTLE_S = 1.0  # after an upload was given up
 
 
@@ -37,10 +36,15 @@ class Round:
     failures: int = 0
     uploads: int = 0
 
+    def latency_ms(self, percentile: str) -> float:
+        """One of PERCENTILES; infinite where nothing was answered."""
+        found = dict(zip(PERCENTILES, percentiles_ms(self.latencies_s), strict=False))
+        return found.get(percentile, float("inf"))
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fairness", description=__doc__)
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "byola", help="a model folder")
+    parser = options.command("fairness", __doc__)
+    options.model(parser)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each half of a round")
     parser.add_argument("--per-s", type=float, default=20.0, help="clips per second")
@@ -63,7 +67,7 @@ def main() -> None:
 
 def measure(model: Path, long: Path, rounds: int, seconds: float, per_s: float) -> dict[str, list[Round]]:
     """long: the file that is uploaded beside the clips."""
-    clip = uploads.raw("/embed?encoding=base64", uploads.CLIP.read_bytes())
+    clip = uploads.raw("/embed?encoding=base64", word())
     hour = post("/embed?encoding=base64", long.read_bytes(), content_type="audio/mpeg")
     found: dict[str, list[Round]] = {ALONE: [], BESIDE: []}
     with running(viola(model, "auto")) as server:
@@ -73,7 +77,7 @@ def measure(model: Path, long: Path, rounds: int, seconds: float, per_s: float) 
                 one = asyncio.run(_round(server, clip, beside, seconds, per_s))
                 found[name].append(one)
                 say(
-                    f"{number + 1}/{rounds}, {name}: p95 {_percentile(one, 95):.1f} ms, "
+                    f"{number + 1}/{rounds}, {name}: p95 {one.latency_ms('p95'):.1f} ms, "
                     f"{one.uploads} uploads answered, {one.failures} failures"
                 )
                 time.sleep(SETTLE_S)
@@ -118,7 +122,7 @@ def row(name: str, rounds: Sequence[Round]) -> dict[str, Any]:
         "answers": sum(len(one.latencies_s) for one in rounds),
         "failures": sum(one.failures for one in rounds),
         "uploads": sum(one.uploads for one in rounds),
-        **{f"{name}_ms": middle([_percentile(one, p) for one in rounds]) for name, p in PERCENTILES.items()},
+        **{f"{name}_ms": middle([one.latency_ms(name) for one in rounds]) for name in PERCENTILES},
     }
 
 
@@ -126,16 +130,9 @@ def added_ms(rounds: dict[str, list[Round]]) -> dict[str, dict[str, float]]:
     """What the upload adds to each percentile, round by round."""
     pairs = list(zip(rounds[ALONE], rounds[BESIDE], strict=True))
     return {
-        name: middle([_percentile(beside, p) - _percentile(alone, p) for alone, beside in pairs])
-        for name, p in PERCENTILES.items()
+        name: middle([beside.latency_ms(name) - alone.latency_ms(name) for alone, beside in pairs])
+        for name in PERCENTILES
     }
-
-
-def _percentile(one: Round, percent: int) -> float:
-    """In milliseconds; infinite where nothing was answered."""
-    if len(one.latencies_s) < 2:
-        return float("inf")
-    return 1000 * statistics.quantiles(one.latencies_s, n=100, method="inclusive")[percent - 1]
 
 
 def table(result: Result) -> str:

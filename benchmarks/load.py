@@ -10,12 +10,12 @@ said.
 In the same rounds overhead.py's bare loop, full batches without any server, tells what the cores could do
 with the work alone: about as far as any server that runs this graph can be ahead of a peer.
 
-`--add` keeps the last result and adds the peers that it lacks: as fair where they are alone with viola.
+`--add` keeps the last result and adds the peers that it lacks: as fair as one run where they are alone
+with viola.
 
 Out: results/load.json. A new peer is one more entry in benchmarks/peers/catalogue.py.
 """
 
-import argparse
 import base64
 import sys
 import time
@@ -31,22 +31,24 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from benchmarks import uploads
-from benchmarks.clients import Burst, burst
+from benchmarks.harness import options, uploads
+from benchmarks.harness.clients import Burst, burst
+from benchmarks.harness.results import Result, command, commit, markdown, middle, read, say, span, write
+from benchmarks.harness.servers import ROOT, Running, Server, running, viola
+from benchmarks.harness.sounds import word
 from benchmarks.overhead import bare_loop
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.install import is_installed, version_of
-from benchmarks.results import Result, command, commit, markdown, middle, read, say, span, write
-from benchmarks.servers import ROOT, Running, Server, running, viola
-from service.model import GRAPH_FILES, Model, Precision, load_card
+from service.inference.card import load_card
+from service.inference.model import GRAPH_FILES, Model, Precision
+from service.inference.threads import plan, usable_cores
+from service.process.allocator import keep_freed_arrays
 from service.settings import Settings
-from service.threads import plan, usable_cores
 
 GRAPHS = ("float32", "int8")
 IDLE_S = 3.0  # how long idle CPU is watched
 WARM_UP_S = 2.0  # of most clients, then of one: BentoML learns how long batches take
 SAME = 0.999  # cosine of an answer with viola's; the int8 graph's depends on nothing but the sound either
-GOALS = {"float32": 1.0, "int8": 2.0}  # viola's rate over the best peer's; int8: at 32 clients
 GOAL_CLIENTS = 32
 RAW = "raw body, base64"  # what only viola is asked for
 WORK = "*the work alone*"  # no server: decoding, log-mel and inference in a loop
@@ -54,7 +56,7 @@ WORK = "*the work alone*"  # no server: decoding, log-mel and inference in a loo
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the table: a server and what it is sent. path, body: see benchmarks/uploads.py."""
+    """One row of the table: a server and what it is sent. path, body: see benchmarks/harness/uploads.py."""
 
     name: str
     server: Server
@@ -78,19 +80,26 @@ class Measured:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "byola", help="a model folder")
+    parser = options.command("load", __doc__)
+    options.model(parser)
+    options.result(parser, "load")
     parser.add_argument("--graphs", default=",".join(GRAPHS))
     parser.add_argument("--peers", help="their names in the table, with a semicolon between; default: all")
-    parser.add_argument("--clients", default="1,8,32,64")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each burst")
+    options.counts(parser, "--clients", (1, 8, 32, 64))
+    options.bursts(parser, rounds=5)
+    parser.add_argument(
+        "--goal",
+        type=float,
+        default=1.0,
+        help=f"times the best peer's rate: 1 at any number of clients, more at {GOAL_CLIENTS}",
+    )
     parser.add_argument(
         "--add", action="store_true", help="keep the last result, and add the peers that it lacks"
     )
     arguments = parser.parse_args()
-    clients = [int(count) for count in arguments.clients.split(",")]
+    rounds, seconds = arguments.rounds, arguments.seconds
     peers = chosen(arguments.peers)
+    keep_freed_arrays()  # as the server does, for the loop that is compared with it
     rows: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     for graph in arguments.graphs.split(","):
@@ -101,13 +110,19 @@ def main() -> None:
         for group in groups(arguments.model, graph, peers, skipped):
             if arguments.add and all(entry.name.startswith("viola") for entry in group):
                 continue
-            rows += measure(group, graph, clients, arguments.rounds, arguments.seconds, skipped, work)
+            rows += measure(group, graph, arguments.clients, rounds, seconds, skipped, work)
     versions = {peer.folder: f"{peer.package} {version_of(peer.folder, peer.package)}" for peer in peers}
-    about = {"rounds": arguments.rounds, "seconds": arguments.seconds, "peers": versions, "skipped": skipped}
-    last = read("load") if arguments.add else None
+    about = {
+        "rounds": rounds,
+        "seconds": seconds,
+        "goal": arguments.goal,
+        "peers": versions,
+        "skipped": skipped,
+    }
+    last = read(arguments.result) if arguments.add else None
     if last:
         about, rows = added(last, rows, versions, skipped)
-    path = write("load", merged(rows), **about)
+    path = write(arguments.result, merged(rows), model=arguments.model.name, **about)
     say(f"{path} written")
 
 
@@ -116,7 +131,7 @@ def work_of(folder: Path, graph: str) -> Callable[[float], float]:
     cores busy."""
     threads = plan(Settings()).inference
     model = Model.load(folder, device="cpu", precision=cast(Precision, graph), threads=threads)
-    clip = uploads.CLIP.read_bytes()
+    clip = word()
     return lambda seconds: 1000 * usable_cores()[0] / sum(bare_loop(model, clip, seconds).values())
 
 
@@ -182,7 +197,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One row for each entry and number of clients, one for the work alone (see `work_of`); servers that fail
     to start or to answer are left out."""
-    clip = uploads.CLIP.read_bytes()
+    clip = word()
     posts = {entry.name: entry.request(clip) for entry in group}
     with started(group, skipped) as up:
         reference = group[0]
@@ -274,7 +289,7 @@ def attempt(server: Running, request: bytes, *, clients: int, seconds: float) ->
 
 
 def _watch_at_rest(compared: Sequence[Measured], up: dict[str, Running]) -> None:
-    """Of one core, while nobody asks for anything."""
+    """Notes each server's memory, and the share of one core that it takes while nobody asks for anything."""
     before = {name: server.cpu_s() for name, server in up.items()}
     time.sleep(IDLE_S)
     idle = {name: (server.cpu_s() - before[name]) / IDLE_S for name, server in up.items()}
@@ -330,7 +345,11 @@ def table(result: Result) -> str:
     for graph in GRAPHS:
         rows = [each for each in result["rows"] if each["graph"] == graph]
         if rows:
-            parts += [f"The {graph} graph:", _rows_of(rows, graph), verdict(rows, graph)]
+            parts += [
+                f"The {graph} graph:",
+                _rows_of(rows, graph),
+                verdict(rows, graph, result.get("goal", 1.0)),
+            ]
     peers = ", ".join(sorted(set(result["peers"].values())))
     parts.append(f"The peers: {peers}.")
     parts += [f"Left out: {name} ({reason})." for name, reason in result["skipped"].items()]
@@ -364,17 +383,17 @@ def _rows_of(rows: Sequence[dict[str, Any]], graph: str) -> str:
     return markdown(header, [_cells(each) for each in by_clients])
 
 
-def verdict(rows: Sequence[dict[str, Any]], graph: str) -> str:
+def verdict(rows: Sequence[dict[str, Any]], graph: str, goal: float = 1.0) -> str:
     """Against the goal, in a sentence for each number of clients."""
     counts = sorted({int(each["clients"]) for each in rows})
-    sentences = list(filter(None, (_sentence(rows, count, graph) for count in counts)))
+    sentences = list(filter(None, (_sentence(rows, count, goal) for count in counts)))
     if not sentences:
         return "No peer was measured."
-    goal = "ahead of every peer" if graph == "float32" else f"{GOALS[graph]:g} × the best at {GOAL_CLIENTS}"
-    return f"Beside the best peer (the goal: {goal}): " + "; ".join(sentences) + "."
+    told = "ahead of every peer" if goal == 1 else f"{goal:g} × the best at {GOAL_CLIENTS}"
+    return f"The {graph} graph beside the best peer (the goal: {told}): " + "; ".join(sentences) + "."
 
 
-def _sentence(rows: Sequence[dict[str, Any]], clients: int, graph: str) -> str:
+def _sentence(rows: Sequence[dict[str, Any]], clients: int, goal: float) -> str:
     here = [each for each in rows if each["clients"] == clients]
     peers = [each for each in here if not each["entry"].startswith(("viola", WORK))]
     if not peers:
@@ -384,8 +403,8 @@ def _sentence(rows: Sequence[dict[str, Any]], clients: int, graph: str) -> str:
         return f"no peer answers at {clients}"
     ours = {each["entry"]: _median_ratio(each) / ratio for each in here if each["entry"].startswith("viola")}
     alike = max(times for name, times in ours.items() if RAW not in name)  # asked for what the peers are
-    goal = GOALS[graph] if graph == "float32" or clients == GOAL_CLIENTS else None
-    reached = "" if goal is None else " (reached)" if alike > goal else " (**not reached**)"
+    has_goal = goal == 1 or clients == GOAL_CLIENTS
+    reached = "" if not has_goal else " (reached)" if alike > goal else " (**not reached**)"
     each = ", ".join(f"{times:.2f} × by {name}" for name, times in ours.items())
     work = [_median_ratio(each) / ratio for each in here if each["entry"] == WORK]
     bound = f"; the work alone, without a server: {work[0]:.2f} ×" if work else ""

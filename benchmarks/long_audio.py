@@ -6,12 +6,8 @@ so that its peak is that of this hour. A cold start is the time from the process
 Out: results/long_audio.json.
 """
 
-import argparse
 import asyncio
-import http.client
-import os
 import random
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -19,24 +15,33 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from benchmarks import uploads
-from benchmarks.clients import HOST
-from benchmarks.faults import fixtures
-from benchmarks.results import Result, markdown, middle, say, span, write
-from benchmarks.servers import ROOT, THREAD_PINS, Running, Server, family, free_port, running, viola
-from benchmarks.wire import Answer, ask
-from service.audio import decode
+from benchmarks.harness import options, uploads
+from benchmarks.harness.connection import Answer, ask
+from benchmarks.harness.results import Result, markdown, middle, say, span, write
+from benchmarks.harness.servers import (
+    LOGS,
+    Running,
+    Server,
+    answers,
+    family,
+    free_port,
+    memory_kb,
+    running,
+    started,
+    viola,
+)
+from benchmarks.harness.sounds import WORD, fixtures
+from service.sound.audio import decode
 
 HOUR_S = 3600
 RATE_HZ = 44_100
-CACHE = ROOT / "runs" / "bench"
 LONGEST_ANSWER_S, LONGEST_START_S = 600.0, 60.0
 LOOK_EVERY_S = 0.002
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.long_audio", description=__doc__)
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "byola", help="a model folder")
+    parser = options.command("long_audio", __doc__)
+    options.model(parser)
     parser.add_argument("--rounds", type=int, default=3, help="of an hour each")
     parser.add_argument("--starts", type=int, default=9)
     parser.add_argument("--seconds", type=int, default=HOUR_S, help="of sound, for a trial")
@@ -58,7 +63,7 @@ def main() -> None:
 def embedded(server: Server, hour: Path) -> dict[str, float]:
     """Of one upload to a server that has just been started and has answered one second of sound."""
     with running(server) as up:
-        answer_to(up, uploads.CLIP)
+        answer_to(up, WORD)
         small_mb, cpu_s, began = peak_mb(up), up.cpu_s(), time.perf_counter()
         answer = answer_to(up, hour)
         found = {
@@ -83,22 +88,16 @@ def answer_to(up: Running, sound: Path) -> Answer:
 
 def peak_mb(up: Running) -> float:
     """The most that was ever resident, of the process and its children."""
-    texts = [Path(f"/proc/{pid}/status").read_text() for pid in family(up.pid)]
-    lines = [line for text in texts for line in text.splitlines() if line.startswith("VmHWM:")]
-    return sum(int(line.split()[1]) for line in lines) / 1000
+    return sum(memory_kb(pid, "VmHWM") for pid in family(up.pid)) / 1000
 
 
 def cold_start_s(server: Server) -> float:
     """Files are in the page cache, as they are at a restart."""
     port = free_port()
-    inherited = {name: value for name, value in os.environ.items() if name not in THREAD_PINS}
-    own = {name: value.format(port=port) for name, value in server.environment.items()}
     began = time.perf_counter()
-    process = subprocess.Popen(
-        server.command, cwd=ROOT, env=inherited | own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = started(server, port, LOGS / "cold-start.log")
     try:
-        while not _is_ready(port):
+        while not answers(port, server.ready):
             if process.poll() is not None or time.perf_counter() - began > LONGEST_START_S:
                 raise RuntimeError(f"the server is not ready; its exit code is {process.poll()}")
             time.sleep(LOOK_EVERY_S)
@@ -110,20 +109,9 @@ def cold_start_s(server: Server) -> float:
     return seconds
 
 
-def _is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=10)
-    try:
-        connection.request("GET", "/health/ready")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
-
-
 def an_hour(seconds: int = HOUR_S) -> Path:
     """A 44.1 kHz stereo MP3 of the fixtures in ever new order, made once."""
-    path = CACHE / f"{seconds}s_44k1_stereo.mp3"
+    path = LOGS / f"{seconds}s_44k1_stereo.mp3"
     if path.is_file():
         return path
     say(f"making {path.name}, once")

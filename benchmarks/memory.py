@@ -7,9 +7,9 @@ The first mark is after 5 % of the requests: of 100 000 after 5 000.
 Out: results/memory.json.
 """
 
-import argparse
 import http.client
 import math
+import os
 import random
 import struct
 import threading
@@ -19,14 +19,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.clients import HOST
-from benchmarks.results import Result, markdown, say, write
-from benchmarks.servers import ROOT, running, viola
-from service.audio import decode
-from service.model import Model
+from benchmarks.harness import options
+from benchmarks.harness.clients import HOST
+from benchmarks.harness.results import Result, markdown, say, write
+from benchmarks.harness.servers import memory_kb, running, viola
+from service.inference.model import Model
+from service.inference.threads import plan
+from service.inference.windows import embed
 from service.settings import Settings
-from service.threads import plan
-from service.windows import embed
+from service.sound.audio import decode
 
 SHORTEST_S, LONGEST_S = 0.1, 60.0
 RATE_HZ = 16_000
@@ -39,8 +40,8 @@ _noise = random.Random(SEED).randbytes(2 * int(RATE_HZ * LONGEST_S))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "byola", help="a model folder")
+    parser = options.command("memory", __doc__)
+    options.model(parser)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--level", choices=["model", "server", "both"], default="server")
     arguments = parser.parse_args()
@@ -68,7 +69,7 @@ def wav(samples: bytes) -> bytes:
 
 def of_model(folder: Path, count: int) -> list[dict[str, Any]]:
     model = Model.load(folder, device="cpu", threads=plan(Settings()).inference)
-    marks = Marks("model", count, lambda: resident_mb("self"))
+    marks = Marks("model", count, lambda: resident_mb(os.getpid()))
     for clip in clips(count):
         waveform = decode(clip, sample_rate=model.card.sample_rate)
         embed(model.run, model.card, [model.logmel(waveform.samples)])
@@ -78,7 +79,7 @@ def of_model(folder: Path, count: int) -> list[dict[str, Any]]:
 
 def of_server(folder: Path, count: int) -> list[dict[str, Any]]:
     with running(viola(folder, "auto")) as server, ThreadPoolExecutor(CLIENTS) as pool:
-        marks = Marks("server", count, lambda: resident_mb(str(server.pid)))
+        marks = Marks("server", count, lambda: resident_mb(server.pid))
         waiting = clips(count)
         lock = threading.Lock()
 
@@ -135,10 +136,8 @@ class Marks:
             say(f"{row} after {time.monotonic() - self._started:.0f} s")
 
 
-def resident_mb(pid: str) -> float:
-    """VmRSS of a process."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1000
+def resident_mb(pid: int) -> float:
+    return memory_kb(pid, "VmRSS") / 1000
 
 
 def table(result: Result) -> str:

@@ -8,14 +8,14 @@ Each step is a process of its own, whose peak (ru_maxrss) is what counts:
 Out: results/memory_import.json.
 """
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.results import ROOT, say, write
+from benchmarks.harness import options
+from benchmarks.harness.results import ROOT, say, write
 
 LIMITS_GB = {"import": 3.0, "serve": 1.2}
 ENCODERS = ("cnn14", "ast")
@@ -43,7 +43,7 @@ SERVE = """
 import sys
 from pathlib import Path
 import numpy as np
-from service.model import Model
+from service.inference.model import Model
 from service.settings import Settings
 model = Model.load(Path(sys.argv[1]), device="cpu", precision="float32", threads=int(sys.argv[2]))
 length = model.card.windows.frames
@@ -55,7 +55,7 @@ for _ in range(2):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_import", description=__doc__)
+    parser = options.command("memory_import", __doc__)
     parser.add_argument("--encoder", choices=ENCODERS, action="append", help="default: both")
     parser.add_argument("--threads", type=int, default=1, help="of the served model")
     parser.add_argument("--out", type=Path, help="keep the folders there")

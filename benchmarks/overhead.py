@@ -7,7 +7,6 @@ Bursts of loop and server alternate, because a machine's speed drifts; the ratio
 Out: results/overhead.json.
 """
 
-import argparse
 import time
 from itertools import product
 from pathlib import Path
@@ -15,14 +14,17 @@ from typing import Any
 
 import orjson
 
-from benchmarks import uploads
-from benchmarks.clients import Burst, burst
-from benchmarks.results import Result, markdown, middle, say, span, write
-from benchmarks.servers import ROOT, Running, running, viola
-from service.audio import decode
-from service.model import GRAPH_FILES, Model, Precision, load_card
+from benchmarks.harness import options, uploads
+from benchmarks.harness.clients import Burst, burst
+from benchmarks.harness.results import Result, markdown, middle, say, span, write
+from benchmarks.harness.servers import Running, running, viola
+from benchmarks.harness.sounds import word
+from service.inference.card import load_card
+from service.inference.model import GRAPH_FILES, Model, Precision
+from service.inference.threads import plan
+from service.process.allocator import keep_freed_arrays
 from service.settings import Settings
-from service.threads import plan
+from service.sound.audio import decode
 
 CLIENTS = 32
 BATCH = 32
@@ -35,18 +37,20 @@ CASES: tuple[Case, ...] = tuple(product(BODIES, PATHS))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__)
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "byola", help="a model folder")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each burst")
+    parser = options.command("overhead", __doc__)
+    options.model(parser)
+    options.result(parser, "overhead")
+    options.bursts(parser, rounds=7)
     arguments = parser.parse_args()
-    clip = uploads.CLIP.read_bytes()
+    clip = word()
+    keep_freed_arrays()  # as the server does, for the loop that is compared with it
     rows = []
     for precision in precisions(arguments.model):
         rows += measure(arguments.model, precision, clip, arguments.rounds, arguments.seconds)
     path = write(
-        "overhead",
+        arguments.result,
         rows,
+        model=arguments.model.name,
         clients=CLIENTS,
         batch=BATCH,
         rounds=arguments.rounds,

@@ -1,31 +1,29 @@
 """Latency of admitted requests while more come than can be served: does it stay within the queue's limit?
 
-First twice as many clients as cores ask in turn, without a pause: that is the capacity. Then clips come at
-fixed times, whether those before are answered or not, at a half of it up to four times as many, with each of
-LIMITS_S as VIOLA_MAX_QUEUE_S. The sound is half a minute of Opus.
+First twice as many clients as cores ask without a pause: the rate of their answers is the capacity. Then
+clips come at fixed times, whether those before are answered or not, at half of the capacity up to four times
+as much, with each of LIMITS_S as VIOLA_MAX_QUEUE_S. The sound is half a minute of Opus.
 
 Out: results/overload.json.
 """
 
-import argparse
 import asyncio
-import statistics
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from benchmarks.clients import burst
-from benchmarks.results import Result, markdown, say, write
-from benchmarks.servers import ROOT, Running, running, viola
-from benchmarks.wire import Gone, ask, post
-from service.threads import usable_cores
+from benchmarks.harness import options
+from benchmarks.harness.clients import burst
+from benchmarks.harness.connection import Gone, ask, post
+from benchmarks.harness.results import Result, markdown, percentiles_ms, say, write
+from benchmarks.harness.servers import Running, running, viola
+from benchmarks.harness.sounds import BIRDS
+from service.inference.threads import usable_cores
 
-SOUND = ROOT / "tests" / "fixtures" / "birds_30s_16k_mono.opus"
 LOADS = (0.5, 1.0, 2.0, 4.0)  # of the capacity
-LIMITS_S = ("5", "1", "0.25")  # of VIOLA_MAX_QUEUE_S, the default first
+LIMITS_S = ("1", "5", "0.25")  # of VIOLA_MAX_QUEUE_S, the default first
 SETTLE_S = 1.0
 
 
@@ -40,11 +38,11 @@ class Outcome:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.overload", description=__doc__)
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "byola", help="a model folder")
+    parser = options.command("overload", __doc__)
+    options.model(parser)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each load")
     arguments = parser.parse_args()
-    request = post("/embed?encoding=base64", SOUND.read_bytes(), content_type="audio/ogg")
+    request = post("/embed?encoding=base64", BIRDS.read_bytes(), content_type="audio/ogg")
     rows = []
     with running(viola(arguments.model, "auto")) as server:
         per_s = capacity(server, request)
@@ -100,10 +98,8 @@ def row(outcome: Outcome) -> dict[str, Any]:
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
     """In milliseconds; None of fewer than two."""
-    if len(seconds) < 2:
-        return None
-    cuts = statistics.quantiles(seconds, n=100, method="inclusive")
-    return {f"p{percent}": round(1000 * cuts[percent - 1], 1) for percent in (50, 95, 99)}
+    found = [round(ms, 1) for ms in percentiles_ms(seconds)]
+    return dict(zip(("p50", "p95", "p99"), found, strict=True)) if found else None
 
 
 def table(result: Result) -> str:

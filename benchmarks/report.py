@@ -8,35 +8,47 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.results import Result, read, say
+from benchmarks.harness.results import Result, read, say
 
 README = Path(__file__).parent / "README.md"
 ENCODERS = Path(__file__).parents[1] / "docs" / "encoders.md"
 COMPARISON = Path(__file__).parents[1] / "docs" / "comparison.md"
+DOORBELL = Path(__file__).parents[1] / "docs" / "guides" / "doorbell.md"
 
-# Each is a script of this folder, which writes results/NAME.json and has `table(result) -> str`.
+# Of an efficient tagger, by commands that have results of their own for the default model.
+OTHER_MODEL = {"load_efficientat": "load", "overhead_efficientat": "overhead"}
+# Each other one is a command of this folder, which writes results/NAME.json and has `table(result) -> str`.
 NAMES = (
+    *OTHER_MODEL,
     "overhead",
     "batching",
     "load",
     "fairness",
     "overload",
     "long_audio",
+    "decode",
+    "logmel",
+    "hops",
+    "operators",
+    "live",
+    "churn",
     "memory",
     "soak",
     "gpu",
     "training",
+    "teach",
 )
 
 
 def main() -> None:
     fill(README, NAMES)
-    fill(ENCODERS, ("encoders",))
+    fill(ENCODERS, ("encoders", "efficientat"))
     fill(COMPARISON, ("load",), form="summary")
+    fill(DOORBELL, ("teach",), form="summary")
 
 
 def fill(path: Path, names: Sequence[str], *, form: str = "table") -> None:
-    """form: the function of the scripts that makes the text."""
+    """form: the function of each command that makes the text."""
     page = path.read_text(encoding="utf-8")
     for name in names:
         result = read(name)
@@ -47,10 +59,10 @@ def fill(path: Path, names: Sequence[str], *, form: str = "table") -> None:
 
 
 def section(name: str, result: Result | None, form: str = "table") -> str:
-    """What stands between the markers. The script is imported only when there is something to show."""
+    """What stands between the markers. The command is imported only when there is something to show."""
     if result is None:
         return "*Not measured yet.*"
-    text: Callable[[Result], str] = getattr(import_module(f"benchmarks.{name}"), form)
+    text: Callable[[Result], str] = getattr(import_module(f"benchmarks.{OTHER_MODEL.get(name, name)}"), form)
     return f"{caption(result)}\n\n{text(result)}"
 
 

@@ -1,11 +1,11 @@
 """The results of other benchmarks in, what to plan a machine with out: the tables of docs/sizing.md.
 
-Nothing is measured here: overhead.py and gpu.py know what a request costs, load.py and soak.py what memory a
-process needs, long_audio.py what an hour of sound costs.
+Nothing is measured here: overhead and gpu know what a request costs, load and soak what memory a process
+needs, long_audio what an hour of sound costs.
 """
 
 from benchmarks import report
-from benchmarks.results import ROOT, Result, markdown, read
+from benchmarks.harness.results import ROOT, Result, markdown, read
 
 PAGE = ROOT / "docs" / "sizing.md"
 MARKER = "sizing"
@@ -25,6 +25,7 @@ def section() -> str:
         "load": ("Memory of a process", memory),
         "soak": ("The same in a storm", storm),
         "long_audio": ("Long audio", hours),
+        "live": ("Streams", streams),
     }
     told = []
     for name, (title, part) in parts.items():
@@ -74,6 +75,18 @@ def hours(long_audio: Result) -> str:
     return (
         f"an hour of MP3 takes {cpu_s:.1f} CPU seconds and {peak_mb:.0f} MB at most, which is "
         f"{long_audio['sound_s'] / cpu_s:.0f} seconds of sound per second and core."
+    )
+
+
+def streams(live: Result) -> str:
+    """Of the row with the most streams, where the most of them share batches."""
+    row = max(live["rows"], key=lambda row: row["streams"])
+    cpu_s, share = row["cpu_s"], live["bare_cpu_s"] / row["cpu_s"]
+    return (
+        f"a second of a stream (16 kHz, a window every {live['hop_s']:g} s) takes {1000 * cpu_s:.2f} CPU ms "
+        f"with {row['streams']} of them, {share:.0%} of which is the bare work: {1 / cpu_s:.0f} streams per "
+        f"core, full, **{PLANNED_LOAD / cpu_s:.0f}** at {PLANNED_LOAD:.0%}. "
+        f"One holds {row['memory_mb']:.1f} MB."
     )
 
 

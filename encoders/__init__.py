@@ -11,7 +11,9 @@ and, as attributes, `n_mels`, `embedding_size`, `frontend`, `pooling` (mean+max 
 where the published weights know one normalisation only.
 
 Two kinds: BYOL-A is trained here (`ENCODERS`); the others are built from published weights or have none
-(`FROZEN`). Of all but the baseline and MSM-MAE, several layers can be fused (`fuse`).
+(`FROZEN`). EfficientAT and MSM-MAE are of both (`STUDENTS`): teachers can teach an EfficientAT from nothing,
+and an MSM-MAE learns by its own method. Of all but the baseline and MSM-MAE, several layers can be fused
+(`fuse`).
 """
 
 import os
@@ -27,6 +29,7 @@ from .byola_2022 import AudioNTT2022
 from .byola_layers import BYOLALayers
 from .cnn14 import CNN14
 from .contract import AnyEncoder
+from .efficientat import EfficientAT
 from .logmel_stats import LogMelStats
 from .msm_mae import MSMMAE
 from .vggish import VGGish, VGGish4K
@@ -38,11 +41,20 @@ ENCODERS: dict[str, type[AudioNTT2020] | type[AudioNTT2022]] = {
     "byola-2022": AudioNTT2022,
 }
 
+Student = AudioNTT2020 | AudioNTT2022 | EfficientAT | MSMMAE  # what learns here
+
+STUDENTS: dict[str, type[AudioNTT2020] | type[AudioNTT2022] | type[EfficientAT] | type[MSMMAE]] = {
+    **ENCODERS,
+    "efficientat": EfficientAT,
+    "msm-mae": MSMMAE,
+}
+
 FROZEN: dict[str, Callable[..., AnyEncoder]] = {
     "vggish": VGGish,
     "vggish-4k": VGGish4K,
     "cnn14": CNN14,
     "ast": AST,
+    "efficientat": EfficientAT,
     "msm-mae": MSMMAE,
     "logmel-stats": LogMelStats,
 }
@@ -53,6 +65,14 @@ def build(name: str, **parameters: int) -> Encoder:
     if name not in ENCODERS:
         raise ValueError(f"There is no encoder '{name}': the known ones are {', '.join(ENCODERS)}.")
     return ENCODERS[name](**parameters)
+
+
+def build_student(name: str, **parameters: Any) -> Student:
+    """What `build` knows, an EfficientAT of some `width` or an MSM-MAE of any size, untrained. Raises
+    ValueError likewise."""
+    if name not in STUDENTS:
+        raise ValueError(f"There is no encoder '{name}' to train: there are {', '.join(STUDENTS)}.")
+    return STUDENTS[name](**parameters)
 
 
 def build_any(name: str, *, fuse: Sequence[int] = (), **parameters: Any) -> AnyEncoder:

@@ -1,7 +1,9 @@
 """The analysis in front of the encoders: what turns a waveform into a log-mel, as numbers and as arrays.
 
     BYOLA, CNN14, MSM_MAE    centred frames, power,     Slaney's scale, triangles linear in Hz, of area one
-    VGGISH, AST              frames without padding,    HTK's scale, triangles linear in mel, of height one
+    EFFICIENTAT              centred frames, power,     HTK's scale, triangles linear in mel, of height one
+    VGGISH, AST              frames without padding,    the same
+    Waveform                 no analysis: networks that take samples
 
 The arrays are exported with every model, so that the server holds no mel formula. Training computes the
 same log-mel on its own device; a test holds the two together.
@@ -39,9 +41,11 @@ class Frontend:
     f_max_hz: float = 7800.0
     log_floor: float = EPS
     centred: bool = True  # frame t is centred on sample t * hop_length; reflect padding at both ends
-    window: Literal["periodic", "symmetric"] = "periodic"  # Hann
+    window: Literal["periodic", "symmetric", "povey"] = "periodic"  # Hann; Kaldi's is between it and a box
     remove_frame_mean: bool = False
     preemphasis: float = 0.0
+    # Of each frame, whose first sample precedes itself; or of the waveform, which loses its first sample.
+    preemphasis_of: Literal["frame", "waveform"] = "frame"
     power: Literal[1, 2] = 2  # 1: magnitude
     mel_scale: Literal["slaney", "htk"] = "slaney"
     mel_norm: Literal["slaney", "none"] = "slaney"
@@ -50,12 +54,35 @@ class Frontend:
     @property
     def min_samples(self) -> int:
         """The shortest waveform that gives a frame: reflection needs one sample more than it mirrors."""
-        return self.n_fft // 2 + 1 if self.centred else self.win_length
+        return self._shortens + (self.n_fft // 2 + 1 if self.centred else self.win_length)
 
     def samples_for(self, n_frames: int) -> int:
         """The shortest waveform that gives so many frames."""
         first = 0 if self.centred else self.win_length
-        return max(self.min_samples, first + (n_frames - 1) * self.hop_length)
+        return max(self.min_samples, self._shortens + first + (n_frames - 1) * self.hop_length)
+
+    @property
+    def _shortens(self) -> int:
+        """The samples that the pre-emphasis takes."""
+        return int(self.preemphasis != 0 and self.preemphasis_of == "waveform")
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """No analysis: samples go to a network as they are, `hop_length` of them in a column, which stands where
+    a log-mel has a frame. rest: of samples that fill none; with NaN behind them the graph can count them."""
+
+    sample_rate: int  # Hz
+    hop_length: int  # samples
+    rest: Literal["dropped", "nan"] = "dropped"
+
+    @property
+    def f_max_hz(self) -> float:
+        return self.sample_rate / 2
+
+    def samples_for(self, n_frames: int) -> int:
+        """The shortest waveform that gives so many columns."""
+        return n_frames * self.hop_length if self.rest == "dropped" else (n_frames - 1) * self.hop_length + 1
 
 
 BYOLA = Frontend()  # arXiv 2103.06695, section V-A, with the Slaney filters of the published pre-training
@@ -93,6 +120,21 @@ AST = Frontend(
     log="ln_max",
 )
 
+EFFICIENTAT = Frontend(  # arXiv 2211.04772: 32 kHz, Kaldi's mel formula, frames of 25 ms
+    sample_rate=32_000,
+    win_length=800,
+    hop_length=320,
+    n_mels=128,
+    f_min_hz=0.0,
+    f_max_hz=15_000.0,
+    log_floor=1e-5,
+    window="symmetric",
+    preemphasis=0.97,
+    preemphasis_of="waveform",
+    mel_scale="htk",
+    mel_norm="none",
+)
+
 MSM_MAE = Frontend(n_fft=400, win_length=400, n_mels=80, f_min_hz=50.0, f_max_hz=8000.0)  # arXiv 2204.12260
 
 
@@ -102,10 +144,11 @@ def frontend_of(n_mels: int) -> Frontend:
 
 
 def window_of(frontend: Frontend) -> NDArray[np.float32]:
-    """(win_length,) the Hann window; the symmetric one ends on a zero too."""
+    """(win_length,) the Hann window; the symmetric one ends on a zero too, and so does Povey's."""
     if frontend.window == "periodic":
         return hann_window(frontend.win_length)
-    return np.hanning(frontend.win_length).astype(np.float32)
+    window = np.hanning(frontend.win_length)
+    return (window**0.85 if frontend.window == "povey" else window).astype(np.float32)
 
 
 def hann_window(length: int) -> NDArray[np.float32]:

@@ -5,9 +5,11 @@ Every key of the file must fill a weight, or be one of those that are known to b
     vggish, vggish-4k    features.*, fc.* (tcvrick) or embeddings.* (harritaylor); PCA left aside
     cnn14                `model`: bn0, conv_block*, fc1, fc_audioset (the tags); the front-end left aside
     ast                  module.v.*, module.mlp_head.* (the tags), or the names of the Hugging Face port
+    efficientat          features.*, classifier.* (the tags), of any width
     msm-mae              `model`: those of a masked autoencoder; its decoder left aside
 
-The files of BYOL-A are read by model_export/published.py; `plain_byola_key` is for its layered variant.
+The files of BYOL-A are read by model_export/sources/published_byola.py; `plain_byola_key` is for its layered
+variant.
 """
 
 import re
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from . import build_any
 from .ast import N_CLASSES, ASTTags
 from .contract import AnyEncoder
+from .efficientat import HIDDEN, EfficientATTags, scaled
 from .msm_mae import BANDS, PATCH
 
 
@@ -31,7 +34,7 @@ class WrongWeightsError(ValueError):
 @dataclass(frozen=True)
 class Published:
     """`encoder` is in eval mode, without gradients. `tags`: (…, embedding_size) -> (…, 527) logits, of plain
-    cnn14 and ast. `ignored`: key -> why it is of no use."""
+    cnn14, ast and efficientat. `ignored`: key -> why it is of no use."""
 
     encoder: AnyEncoder
     parameters: dict[str, Any]  # of build_any
@@ -60,7 +63,7 @@ def load_published(name: str, content: Any, *, fuse: Sequence[int] = ()) -> Publ
     layout = _expected_layout(name, state)
     _check_front_end(state)
     renamed, ignored = _sorted_out(layout, state)
-    parameters: dict[str, Any] = {"unit_frames": _unit_frames(renamed)} if name == "msm-mae" else {}
+    parameters = _sizes(name, renamed)
     if complaints := _complaints(_whole(layout.encoders[0], parameters), renamed):
         raise WrongWeightsError(f"This looks like {layout.name}, but {'; '.join(complaints)}.")
     if fuse:
@@ -68,7 +71,7 @@ def load_published(name: str, content: Any, *, fuse: Sequence[int] = ()) -> Publ
     encoder = build_any(name, **parameters)
     assert isinstance(encoder, nn.Module)
     _fill(encoder, renamed)
-    tags = None if fuse else _untrained_tags(name)
+    tags = None if fuse else _untrained_tags(name, parameters)
     if tags is not None:
         _fill(tags, {key.removeprefix(TAGS): renamed[key] for key in renamed if key.startswith(TAGS)})
     for key in renamed.keys() - encoder.state_dict().keys():
@@ -110,6 +113,13 @@ LAYERED_BYOLA = {
 
 
 TAGS = "tags."
+
+
+def _sizes(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What build_any must be told of a network that is published in several sizes."""
+    if name == "msm-mae":
+        return {"unit_frames": _unit_frames(state)}
+    return {"width": _width(state)} if name == "efficientat" else {}
 
 
 def _has(*prefixes: str) -> Callable[[set[str]], bool]:
@@ -197,6 +207,11 @@ def _with_key_bias(state: dict[str, Any]) -> dict[str, Any]:
     return joined
 
 
+def _from_efficientat(state: dict[str, Any]) -> dict[str, Any]:
+    tags = _with_names(("classifier.2.", "tags.hidden."), ("classifier.5.", "tags.linear."))
+    return {key.replace(".conc_se_layers.0.", "."): value for key, value in tags(state).items()}
+
+
 FRONT_END = "is the front-end, which viola computes from its own arrays"
 
 LAYOUTS = (
@@ -244,6 +259,13 @@ LAYOUTS = (
         _with_key_bias,
         ((r"(decoder_.+|mask_token)", "belongs to the decoder, which only the training needs"),),
     ),
+    Layout(
+        "EfficientAT",
+        ("efficientat",),
+        _has("features.16.", "features.4.block.2.conc_se_layers.0.", "classifier.2.", "classifier.5."),
+        _from_efficientat,
+    ),
+    Layout("another MobileNet, not EfficientAT", (), _has("features.0.0.", "features.1.block."), dict),
     Layout("another vision transformer", (), _has("cls_token", "pos_embed", "blocks.0."), dict),
     Layout(
         "the layered variant of BYOL-A v1 (import it with --encoder byola-2020)",
@@ -282,6 +304,27 @@ def _unit_frames(state: Mapping[str, Any]) -> int:
     return (positions.shape[1] - 1) // BANDS * PATCH
 
 
+def _width(state: Mapping[str, Any]) -> float:
+    """Of EfficientAT: of those that give so many hidden numbers the one, in thousandths, that gives most of
+    the other shapes too, and of several the shortest to write."""
+    hidden = state.get("tags.hidden.bias")
+    n = hidden.numel() if isinstance(hidden, Tensor) else 0
+    near = range(max(1, 1000 * (n - 8) // HIDDEN), 1000 * (n + 8) // HIDDEN + 1)
+    widths = [width / 1000 for width in near if scaled(HIDDEN, width / 1000) == n]
+    if not widths:
+        raise WrongWeightsError(
+            f"The classifier.2.bias of EfficientAT should have {HIDDEN} numbers times its width, a multiple "
+            f"of 8: {n} belong to no width."
+        )
+
+    def fitness(width: float) -> tuple[int, int]:
+        expected = _whole("efficientat", {"width": width})
+        fitting = [key for key in expected if expected[key].shape == getattr(state.get(key), "shape", None)]
+        return len(fitting), -len(str(width))
+
+    return max(widths, key=fitness)
+
+
 def _check_front_end(state: Mapping[str, Any]) -> None:
     """CNN14 exists for three sample rates, whose weights differ in nothing but their values."""
     stft = state.get("spectrogram_extractor.stft.conv_real.weight")
@@ -297,7 +340,7 @@ def _whole(name: str, parameters: Mapping[str, Any]) -> dict[str, Tensor]:
     """The shapes of all that a file of this encoder holds, its tags included."""
     with torch.device("meta"):
         shapes = dict(build_any(name, **parameters).state_dict())
-        tags = _untrained_tags(name)
+        tags = _untrained_tags(name, parameters)
     if tags is not None:
         shapes |= {TAGS + key: value for key, value in tags.state_dict().items()}
     return shapes
@@ -310,9 +353,11 @@ def _fill(network: nn.Module, state: Mapping[str, Any]) -> None:
     network.eval().requires_grad_(False)
 
 
-def _untrained_tags(name: str) -> nn.Module | None:
+def _untrained_tags(name: str, parameters: Mapping[str, Any]) -> nn.Module | None:
     if name == "cnn14":
         return nn.Linear(2048, N_CLASSES)
+    if name == "efficientat":
+        return EfficientATTags(parameters["width"])
     return ASTTags() if name == "ast" else None
 
 

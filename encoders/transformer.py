@@ -84,6 +84,16 @@ class PatchEmbedding(nn.Module):
         return y
 
 
+@torch.no_grad()
+def initialise(module: nn.Module) -> None:
+    """To be applied to a network: weights to start with as in MAE (arXiv 2111.06377), a patch embedding's as
+    if it were linear, and biases of zero."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight.flatten(start_dim=1))
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
+
+
 def normal(*shape: int) -> nn.Parameter:
     """Untrained tokens and positions, small and random."""
     return nn.Parameter(0.02 * torch.randn(*shape))

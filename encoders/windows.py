@@ -16,4 +16,5 @@ class Windows:
     stride: int  # log-mel frames per output frame
     context: int = 0  # output frames at a cut that differ from the whole clip's
     frames: int = 1000  # longest window; for exact ones a multiple of what must stay together
+    reach: int = 0  # of patches that overlap: how far one sees beyond its stride
     min_frames: int = 1  # shortest input that gives an output frame

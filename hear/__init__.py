@@ -12,7 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from service.model import Device, Precision
+from service.inference.model import Precision
+from service.inference.session import Device
 
 from .served import Served
 

@@ -1,20 +1,19 @@
 """Real sounds, to calibrate and to verify with: a folder or a CSV in, waveforms out."""
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.audio import decode
+from model_export.errors import ExportError
+from service.bulk.listing import ListingError, listed_paths
+from service.bulk.offline import audio_files
 from service.errors import ViolaError
-from service.offline import audio_files
-
-from .errors import ExportError
+from service.sound.audio import decode
 
 FIXTURES = Path(__file__).parent.parent / "tests" / "fixtures"
-LONGEST_S = 10.0  # of a clip, what follows is left out: many clips tell more than one long one
+LONGEST_S = 10.0  # of each clip, the rest is left out: many clips tell more than a long one
 SEED = 0
 
 Samples = NDArray[np.float32]
@@ -46,20 +45,10 @@ def read_clips(source: Path, *, sample_rate: int, at_most: int) -> list[Samples]
 def _paths(source: Path) -> Iterator[Path]:
     if source.is_dir():
         yield from audio_files([source])
-    elif source.is_file():
-        yield from _paths_of_table(source)
-    else:
+        return
+    if not source.is_file():
         raise ExportError(f"{source} is neither a folder of audio files nor a CSV file.")
-
-
-def _paths_of_table(table: Path) -> Iterator[Path]:
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, restval="")
-            columns = rows.fieldnames or []
-            column = next((name for name in ("file_name", "path") if name in columns), None)
-            if column is None:
-                raise ExportError(f"{table} has no column 'file_name' or 'path', only {', '.join(columns)}.")
-            yield from (table.parent / row[column] for row in rows if row[column])
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ExportError(f"{table} is not a CSV file in UTF-8: {error}.") from error
+        yield from (path for path, _ in listed_paths(source))
+    except ListingError as error:
+        raise ExportError(f"{error}.") from error

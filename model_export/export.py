@@ -12,26 +12,16 @@ from numpy.typing import NDArray
 from pydantic import JsonValue, ValidationError
 
 from encoders.commit import commit_of
-from encoders.frontend import Frontend, mel_filterbank, window_of
-from service import logmel as served_logmel
-from service.model import (
-    GRAPH_FILES,
-    Card,
-    Encoder,
-    Model,
-    Normalization,
-    Precision,
-    Windows,
-    load_card,
-    sha256_of,
-    write_card,
-)
-from service.selftest import Fingerprint, SelfTest, fingerprint
-
-from .errors import ExportError
-from .folder import new_folder
-from .tags import write_head
-from .verify import (
+from encoders.contract import batching_of
+from encoders.frontend import Frontend, Waveform, mel_filterbank, window_of
+from model_export.errors import ExportError
+from model_export.folder import new_folder
+from model_export.graphs.text_export import check_text, write_text
+from model_export.graphs.writer import Writer, writer_of
+from model_export.sources.audioset_head import write_head
+from model_export.sources.own_scores import OwnScores
+from model_export.sources.trained import Trained
+from model_export.verify import (
     BATCH_INDEPENDENT,
     check_as_trained,
     check_batch_independence,
@@ -40,8 +30,11 @@ from .verify import (
     cut_to_lengths,
     distance_of_outputs,
 )
-from .weights import Trained
-from .writer import Writer, writer_of
+from service.inference.card import Card, Encoder, Normalization, Windows, load_card, sha256_of, write_card
+from service.inference.model import GRAPH_FILES, Model, Precision
+from service.inference.selftest import Fingerprint, SelfTest, fingerprint
+from service.sound import logmel as served_logmel
+from service.sound import waveform as served_waveform
 
 VERIFIED_CLIPS = 10
 FEWEST_CALIBRATION_CLIPS = 6
@@ -88,29 +81,38 @@ def export(
     writer = writer_of(trained)
     verified = cut_to_lengths(clips, n=VERIFIED_CLIPS, sample_rate=frontend.sample_rate)
     with new_folder(out, force=force) as folder:
-        arrays = {"window": window_of(frontend), "filterbank": mel_filterbank(frontend)}
-        (folder / "frontend.safetensors").write_bytes(safetensors.numpy.save(arrays))
+        if not isinstance(frontend, Waveform):
+            arrays = trained.arrays or {
+                "window": window_of(frontend),
+                "filterbank": mel_filterbank(frontend),
+            }
+            (folder / "frontend.safetensors").write_bytes(safetensors.numpy.save({**arrays}))
         writer.float32(folder / GRAPH_FILES["float32"])
         if labels is not None:
             if trained.tags is None:
                 raise ExportError(f"{trained.name} comes without published tags here: no head of them.")
-            write_head(folder, trained.tags, labels, source=about.description)
+            write_tags(folder, trained, labels, source=about.description)
+        if trained.text is not None:
+            write_text(trained.text, folder)
         card = with_hashes(folder, card_of(trained, frontend, about))
         model = Model.load(folder, device="cpu", precision="float32")
         worst = check_as_trained(model, trained, verified)
         alone = check_batch_independence(model, verified)
         report(
-            f"verified on {len(verified)} clips: PyTorch and the served graph differ by {worst:.1e}, a clip "
-            f"alone and in a padded batch by {alone:.1e}"
+            f"verified on {len(verified)} clips: {writer.origin} and the served graph differ by {worst:.1e}, "
+            f"a clip alone and in a padded batch by {alone:.1e}"
         )
         if labels is not None:
             apart = check_head(model, trained, verified)
-            report(f"head audioset: PyTorch's tags and those of the served head differ by {apart:.1e}")
+            report(f"head {trained.head}: its tags and those of {writer.origin} differ by {apart:.1e}")
+        if trained.text is not None:
+            apart = check_text(trained.text, folder)
+            report(f"text tower: {writer.origin} and its graph differ by {apart:.1e}")
         if float16:
             card = add_float16(folder, card, model, writer, verified, least_cosine, report)
         if int8:
             card = add_int8(folder, card, model, writer, clips, verified, least_cosine, report)
-        del model  # of a large network hundreds of megabytes, and the next step opens it again
+        del model  # hundreds of megabytes for a large network; the next step opens it again
         card = add_self_test(folder)
     return card
 
@@ -120,10 +122,14 @@ def add_self_test(folder: Path) -> Card:
     card = load_card(folder).model_copy(update={"self_test": None})
     known: tuple[Precision, ...] = ("float32", "float16", "int8")
     there = [precision for precision in known if GRAPH_FILES[precision] in card.files]
-    expected: dict[str, Fingerprint] = {
-        each: fingerprint(Model.load(folder, device="cpu", precision=each).probe_vector()) for each in there
-    }
-    card = card.model_copy(update={"self_test": SelfTest(expected=expected)})
+    expected: dict[str, Fingerprint] = {}
+    projected: dict[str, Fingerprint] = {}
+    for each in there:
+        model = Model.load(folder, device="cpu", precision=each)
+        expected[each] = fingerprint(model.probe_vector())
+        if of_projected := model.projected_fingerprint():
+            projected[each] = of_projected
+    card = card.model_copy(update={"self_test": SelfTest(expected=expected, projected=projected)})
     write_card(folder, card)
     return card
 
@@ -203,10 +209,10 @@ def add_int8(
 
 
 def check_in_fewer_bits(variant: Model, float32: Model, writer: Writer, clips: Sequence[Samples]) -> None:
-    """A neighbour in the batch moves nothing, or where rounding decides no more than rounding does itself.
+    """A clip's neighbours in a batch change its numbers by no more than the rounding to fewer bits does.
     Raises ExportError."""
-    by_itself = 0.0 if writer.is_exact else distance_of_outputs(variant, float32, clips)
-    check_batch_independence(variant, clips, at_most=max(BATCH_INDEPENDENT, by_itself))
+    by_rounding = 0.0 if writer.is_exact else distance_of_outputs(variant, float32, clips)
+    check_batch_independence(variant, clips, at_most=max(BATCH_INDEPENDENT, by_rounding))
 
 
 def with_hashes(folder: Path, card: Card) -> Card:
@@ -218,7 +224,17 @@ def with_hashes(folder: Path, card: Card) -> Card:
     return card
 
 
-def card_of(trained: Trained, frontend: Frontend, about: About) -> Card:
+def write_tags(folder: Path, trained: Trained, labels: Sequence[str], *, source: str) -> None:
+    """The head of the published tags: linear as a rule, a graph of its own where somebody's is not."""
+    tags = trained.tags
+    assert tags is not None
+    if isinstance(tags, OwnScores):
+        tags.write(folder, labels, name=trained.head, source=source)
+    else:
+        write_head(folder, tags, labels, source=source, name=trained.head, task=trained.task)
+
+
+def card_of(trained: Trained, frontend: Frontend | Waveform, about: About) -> Card:
     encoder = trained.encoder
     try:
         return Card(
@@ -238,7 +254,9 @@ def card_of(trained: Trained, frontend: Frontend, about: About) -> Card:
             pooling=cast(Literal["mean+max", "mean"], encoder.pooling),
             min_samples=frontend.samples_for(max(encoder.windows.min_frames, encoder.windows.stride)),
             windows=Windows(**asdict(encoder.windows)),
+            batching=batching_of(encoder),
             files={},
+            text=None if trained.text is None else trained.text.card,
             training=trained.training,
             intended_use=about.intended_use,
             limitations=about.limitations,
@@ -249,7 +267,9 @@ def card_of(trained: Trained, frontend: Frontend, about: About) -> Card:
         raise ExportError(f"The card does not fit: {place} {first['input']!r}: {first['msg']}.") from error
 
 
-def served_frontend(frontend: Frontend) -> served_logmel.Frontend:
+def served_frontend(frontend: Frontend | Waveform) -> served_logmel.Frontend | served_waveform.Waveform:
+    if isinstance(frontend, Waveform):
+        return served_waveform.Waveform(kind="waveform", hop_length=frontend.hop_length, rest=frontend.rest)
     return served_logmel.Frontend(
         **{name: getattr(frontend, name) for name in served_logmel.Frontend.model_fields}
     )

@@ -1,4 +1,4 @@
-"""Other people's libraries at work, without their notes to themselves."""
+"""A stretch of work by other libraries in, nothing of their warnings and log lines out."""
 
 import logging
 import warnings
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing but errors: torch's exporter and onnxruntime's quantiser warn of their own insides, and the
-    latter sets up logging for the whole process, which is undone."""
+    """Only errors are shown. torch's exporter and onnxruntime's quantiser warn of what a user cannot change;
+    the quantiser also sets up logging for the whole process, which is undone."""
     root = logging.getLogger()
     handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
     logging.disable(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Is what will be served what PyTorch computes? The encoder and the server's own Model, on real sounds.
+"""Does the served model compute what PyTorch does? Both and real sounds in, their largest distance out.
 
 Clips are cut to several lengths, the shortest input among them. Distances are relative: the largest
 difference over the largest number of the reference.
@@ -11,22 +11,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from service.model import Model, Output, Windows
-from service.windows import embed, split
-
-from .errors import ExportError
-from .weights import Trained
+from model_export.errors import ExportError
+from model_export.sources.trained import Trained
+from service.inference.card import Windows
+from service.inference.model import Model, Output
+from service.inference.windows import embed, split
 
 Array = NDArray[np.float32]
 
 LENGTHS_S = (0.02, 0.5, 1.0, 2.37, 10.0)
 AS_TRAINED = 1e-4  # float32 in another order, through five layers: 1e-6 is seen
 BATCH_INDEPENDENT = 1e-5
-BATCH = 3  # clips: one of 10 s among them takes the others' places in memory, too
+BATCH = 3  # clips: one of 10 s among them pads the others to its length
 
 
 def cut_to_lengths(clips: Sequence[Array], *, n: int, sample_rate: int) -> list[Array]:
-    """n clips (samples,), each of another length than its neighbours as far as it is long enough."""
+    """n clips (samples,), cut to LENGTHS_S in turn, those that are long enough."""
     return [clips[i % len(clips)][: int(LENGTHS_S[i % len(LENGTHS_S)] * sample_rate)] for i in range(n)]
 
 
@@ -71,11 +71,12 @@ def torch_embedding(trained: Trained, logmel: Array) -> tuple[Array, Array]:
 
 @torch.no_grad()
 def check_head(model: Model, trained: Trained, clips: Sequence[Array]) -> float:
-    """The largest distance of the tags of the head `audioset` from the published ones. Raises ExportError."""
+    """The largest distance of the tags of the head from the published ones. Raises ExportError."""
     assert trained.tags is not None
     vectors = np.stack([embed(model.run, model.card, [model.logmel(clip)]).vector for clip in clips])
-    expected = trained.tags(torch.from_numpy(vectors)).sigmoid().numpy()
-    worst = float(np.abs(model.heads["audioset"].score(vectors) - expected).max())
+    logits: torch.Tensor = trained.tags(torch.from_numpy(vectors))
+    expected = (logits.sigmoid() if trained.task == "multilabel" else logits.softmax(dim=-1)).numpy()
+    worst = float(np.abs(model.heads[trained.head].score(vectors) - expected).max())
     if not worst <= AS_TRAINED:
         raise ExportError(f"The head is not the published one: its tags differ by {worst:.1e}.")
     return worst
@@ -86,7 +87,10 @@ def check_batch_independence(
 ) -> float:
     """The largest distance between a clip alone and in a batch padded to the longest. Raises ExportError."""
     logmels = [model.logmel(clip)[:, : model.card.windows.frames] for clip in clips]
-    batches = (logmels[first : first + BATCH] for first in range(0, len(logmels), BATCH))
+    if model.card.batching == "equal":  # only then do they meet
+        shortest = min(logmel.shape[1] for logmel in logmels)
+        logmels = [*logmels, *(np.ascontiguousarray(logmel[:, -shortest:]) for logmel in logmels)]
+    batches = [logmels[first : first + BATCH] for first in range(0, len(logmels), BATCH)]
     together = [output for batch in batches for output in model.run(batch, frames=True)]
     alone = [model.run([logmel], frames=True)[0] for logmel in logmels]
     worst = max(output_distance(mine, theirs) for mine, theirs in zip(together, alone, strict=True))
@@ -99,7 +103,7 @@ def check_batch_independence(
 
 
 def distance_of_outputs(model: Model, reference: Model, clips: Sequence[Array]) -> float:
-    """The largest distance between what the two make of a clip alone: of fewer bits, say, and of 32."""
+    """The largest distance between the outputs of two models, as of int8 and float32, for a clip alone."""
     logmels = [model.logmel(clip)[:, : model.card.windows.frames] for clip in clips]
     pairs = ((one.run([logmel], frames=True)[0] for one in (model, reference)) for logmel in logmels)
     return max(output_distance(mine, theirs) for mine, theirs in pairs)

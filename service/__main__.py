@@ -1,15 +1,14 @@
 """`python -m service [--root-path PREFIX]` serves; `python -m service embed FILE|DIR ... --out OUT` embeds
-without a server."""
+without a server, `python -m service classify FILE|DIR ... --out OUT` gives tags, `python -m service add-head
+MODEL FILE` puts a head that was taught into a model folder."""
 
-import contextlib
 import errno
 import os
-import signal
-import socket
 import sys
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
+from service.process import signals
+from service.process.allocator import keep_freed_arrays
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -19,13 +18,12 @@ CANNOT_SERVE = 2
 
 def main(argv: list[str]) -> int:
     """`argv`: what follows `python -m service`. Returns the exit code."""
-    if argv[:1] == ["embed"]:
-        try:
-            from service.embed_cli import main as embed
+    if argv[:1] in (["embed"], ["classify"]):
+        return _without_http(*argv)
+    if argv[:1] == ["add-head"]:
+        from service.teaching.add_head import main as add_head
 
-            return embed(argv[1:])
-        except KeyboardInterrupt:  # while the imports still ran
-            return 130
+        return add_head(argv[1:])
     if argv[:1] == ["--root-path"] and len(argv) == 2:
         os.environ["VIOLA_ROOT_PATH"] = argv[1]  # the worker processes read it, too
         return serve()
@@ -40,40 +38,47 @@ def main(argv: list[str]) -> int:
     return serve()
 
 
+def _without_http(name: str, *argv: str) -> int:
+    keep_freed_arrays()
+    try:
+        from service.bulk.classify import CLASSIFY
+        from service.bulk.embed import EMBED
+
+        return (CLASSIFY if name == CLASSIFY.name else EMBED).main(argv)
+    except KeyboardInterrupt:  # while the imports still ran
+        return 130
+
+
 def serve() -> int:
     """Serve until a signal comes."""
-    from service.processes import NoTemporaryFolder, metrics_folder
-
+    signals.end_at_once()  # the imports from here on may take seconds
+    keep_freed_arrays()
     settings = _settings()
-    if settings is None:
-        return CANNOT_SERVE
-    # When uvicorn has shut down it raises the signal again, for the handler that was there before: this one,
-    # so that a server that was told to stop ends with exit code 0.
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    try:
-        with metrics_folder(settings.workers):
-            return _run(settings)
-    except NoTemporaryFolder as error:
-        print(error, file=sys.stderr)
-        return CANNOT_SERVE
+    return CANNOT_SERVE if settings is None else _run(settings)
 
 
 def _settings() -> "Settings | None":
     """The settings; None, and a sentence on stderr, where they cannot be served with."""
-    from service import tracing
-    from service.keys import Keys, KeysFileError
-    from service.settings import PREFIX, Settings
+    from pydantic import ValidationError
 
+    from service.http import tracing
+    from service.http.api_keys import Access, ApiKeysFileError
+    from service.settings import PREFIX, Settings, unknown_variables
+
+    for name in unknown_variables(os.environ):
+        if "KEY" in name.upper():  # passed over like others, it would leave the server open
+            print(f"{name} is no setting; the keys are in {PREFIX}API_KEYS or a file", file=sys.stderr)
+            return None
     try:
         settings = Settings()
-        Keys(settings.api_keys, settings.api_keys_file)
+        Access.from_settings(settings)
     except ValidationError as error:
         for each in error.errors():
             name = ".".join(str(part) for part in each["loc"]).removeprefix(PREFIX.lower()).upper()
             print(f"{PREFIX}{name}: {each['msg']} (it is {each['input']!r})", file=sys.stderr)
         return None
-    except KeysFileError as error:
-        print(f"{PREFIX}API_KEYS_FILE: {error}", file=sys.stderr)
+    except ApiKeysFileError as error:
+        print(f"{PREFIX}{error.kind}_KEYS_FILE: {error}", file=sys.stderr)
         return None
     if settings.otel and not tracing.is_installed():
         print(f"{PREFIX}OTEL: OpenTelemetry is missing; `pip install .[otel]` brings it", file=sys.stderr)
@@ -86,53 +91,48 @@ def _run(settings: "Settings") -> int:
     import uvicorn
     from uvicorn.config import STARTUP_FAILURE
 
-    from service.logs import configuration
-    from service.processes import Supervisor
+    from service.http.websocket import OPTIONS
+    from service.process.logs import configuration
+    from service.process.serving import Server, bound_socket
+    from service.process.supervisor import Supervisor
+    from service.process.workers import TemporaryFolderError, metrics_folder
 
+    finish_s = int(settings.deadline_s) + 5
     config = uvicorn.Config(
         # By name, because worker processes import it for themselves.
-        "service.app:app_from_environment",
+        "service.http.app:app_from_environment",
         factory=True,
-        host=settings.host,
-        port=settings.port,
         workers=settings.workers,
         log_config=configuration(settings.log_format),
-        http="service.drain:DrainingProtocol",
-        loop="service.balance:Loop" if settings.workers > 1 else "auto",
+        http="service.http.drain:DrainingProtocol",
+        loop="service.process.balancing:Loop",
         access_log=False,
-        ws="none",
+        **OPTIONS,
+        lifespan="on",  # or an error in it would pass for an application that has none
         server_header=False,
-        timeout_graceful_shutdown=int(settings.deadline_s) + 5,
-        timeout_worker_healthcheck=30,  # a busy machine may take long to start a process
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=finish_s,
     )
-    if settings.workers > 1:
-        supervisor = Supervisor(config, sockets=[config.bind_socket()])
-        supervisor.run()
-        return STARTUP_FAILURE if supervisor.has_failed else 0
-    if _is_taken(settings.host, settings.port):
+    try:
+        sock = bound_socket(settings.host, settings.port)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        if error.errno == errno.EADDRINUSE:
+            reason += "; VIOLA_PORT takes another"
+        print(f"VIOLA_HOST={settings.host} VIOLA_PORT={settings.port}: {reason}", file=sys.stderr)
         return STARTUP_FAILURE
-    server = uvicorn.Server(config)
-    with contextlib.suppress(KeyboardInterrupt):  # SIGINT, which uvicorn raises again when it is done
-        server.run()
-    return 0 if server.started else STARTUP_FAILURE
-
-
-def _is_taken(host: str, port: int) -> bool:
-    """Whether somebody listens there, which is said now: uvicorn finds out after the models are loaded. All
-    other obstacles it finds, too."""
-    with contextlib.suppress(OSError):
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as uvicorn's
-                try:
-                    probe.bind(address)
-                except OSError as error:
-                    if error.errno == errno.EADDRINUSE:
-                        print(f"port {port} of {host}: address already in use", file=sys.stderr)
-                        return True
-    return False
+    if settings.workers == 1:
+        with metrics_folder(1):
+            Server(config).run([sock])
+        return 0
+    supervisor = Supervisor(config, [sock], end_s=settings.drain_s + finish_s + 10)
+    try:
+        with metrics_folder(settings.workers) as folder:
+            assert folder  # several workers have one
+            return supervisor.run(folder)
+    except TemporaryFolderError as error:
+        print(error, file=sys.stderr)
+        return CANNOT_SERVE
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import encoders
 from encoders.ast import N_CLASSES, ASTTags
+from encoders.efficientat import EfficientATTags
 from model_export.__main__ import main
 
 SMALL_CHANNELS = (4, 6, 8, 10, 12, 16)  # of CNN14
@@ -175,6 +176,54 @@ def msm_mae_file(columns: int = 13) -> dict[str, Any]:
     return {"model": tensors(shapes), "epoch": 99}
 
 
+def efficientat_shapes(width: float = 0.2) -> dict[str, tuple[int, ...]]:
+    """The 312 entries of mn04 (0.4), or of a narrower network of the same structure (0.2)."""
+    channels, blocks = EFFICIENTAT[width]
+    shapes: dict[str, tuple[int, ...]] = {"features.0.0.weight": (channels[0], 1, 3, 3)}
+    shapes |= batch_norm_shapes("features.0.1", channels[0])
+    for number, (kernel, expanded, squeezed) in enumerate(blocks, start=1):
+        in_channels, out_channels = channels[number - 1], channels[number]
+        convolutions = [(expanded, 1, kernel, kernel), (out_channels, expanded, 1, 1)]
+        if number > 1:
+            convolutions.insert(0, (expanded, in_channels, 1, 1))
+        places = list(range(len(convolutions)))
+        if squeezed:
+            places[-1] += 1
+            layers = f"features.{number}.block.2.conc_se_layers.0"
+            shapes |= {f"{layers}.fc1.weight": (squeezed, expanded), f"{layers}.fc1.bias": (squeezed,)}
+            shapes |= {f"{layers}.fc2.weight": (expanded, squeezed), f"{layers}.fc2.bias": (expanded,)}
+        for place, shape in zip(places, convolutions, strict=True):
+            shapes[f"features.{number}.block.{place}.0.weight"] = shape
+            shapes |= batch_norm_shapes(f"features.{number}.block.{place}.1", shape[0])
+    last, hidden = channels[16], {0.2: 256, 0.4: 512}[width]
+    shapes["features.16.0.weight"] = (last, channels[15], 1, 1)
+    shapes |= batch_norm_shapes("features.16.1", last)
+    shapes |= {"classifier.2.weight": (hidden, last), "classifier.2.bias": (hidden,)}
+    shapes |= {"classifier.5.weight": (527, hidden), "classifier.5.bias": (527,)}
+    assert len(shapes) == 312
+    return shapes
+
+
+# Of each width the channels of stem, blocks and last convolution; of each block its kernel, the channels that
+# it expands to, and those that its squeeze-excite has in between.
+EFFICIENTAT: dict[float, tuple[list[int], list[tuple[int, int, int]]]] = {
+    0.2: (
+        [8, 8, 8, 8, 8, 8, 8, 16, 16, 16, 16, 24, 24, 32, 32, 32, 192],
+        [
+            (3, 8, 0), (3, 16, 0), (3, 16, 0), (5, 16, 8), (5, 24, 8), (5, 24, 8), (3, 48, 0), (3, 40, 0),
+            (3, 40, 0), (3, 40, 0), (3, 96, 24), (3, 136, 32), (5, 136, 32), (5, 192, 48), (5, 192, 48),
+        ],
+    ),
+    0.4: (
+        [8, 8, 16, 16, 16, 16, 16, 32, 32, 32, 32, 48, 48, 64, 64, 64, 384],
+        [
+            (3, 8, 0), (3, 24, 0), (3, 32, 0), (5, 32, 8), (5, 48, 16), (5, 48, 16), (3, 96, 0), (3, 80, 0),
+            (3, 72, 0), (3, 72, 0), (3, 192, 48), (3, 272, 72), (5, 272, 72), (5, 384, 96), (5, 384, 96),
+        ],
+    ),
+}  # fmt: skip
+
+
 def byola_shapes(n_blocks: int, fc: tuple[tuple[int, int], tuple[int, int]]) -> dict[str, tuple[int, ...]]:
     """The names and shapes of a published file of BYOL-A; `fc`: (outputs, inputs) of its linear layers."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -214,6 +263,10 @@ CASES = {
     "cnn14": Case("cnn14", ("--head", "--float16"), lambda: cnn14_file(last=SMALL_CHANNELS[-1])),
     "cnn14-3-6": Case("cnn14", ("--fuse", "3,6"), lambda: cnn14_file(last=SMALL_CHANNELS[-1])),
     "ast": Case("ast", ("--head", "--int8", *CALIBRATION), ast_file),
+    "efficientat": Case("efficientat", ("--head", "--float16"), lambda: tensors(efficientat_shapes())),
+    "efficientat-9-15": Case(
+        "efficientat", ("--fuse", "9,15", "--batching", "padded"), lambda: tensors(efficientat_shapes())
+    ),
     "msm-mae": Case("msm-mae", ("--mean", "-7", "--std", "4", "--float16"), msm_mae_file),
     "logmel-stats": Case("logmel-stats", (), None),
     "byola-2022-2-4": Case(
@@ -230,8 +283,15 @@ def narrow_for_import() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         narrow(patch)
         patch.setattr(encoders.AST, "layers", (1, 2))
-        tags = {"cnn14": lambda: nn.Linear(SMALL_CHANNELS[-1], N_CLASSES), "ast": ASTTags}
-        patch.setattr("encoders.published._untrained_tags", lambda name: tags.get(name, lambda: None)())
+        tags = {
+            "cnn14": lambda **_: nn.Linear(SMALL_CHANNELS[-1], N_CLASSES),
+            "ast": lambda **_: ASTTags(),
+            "efficientat": EfficientATTags,
+        }
+        patch.setattr(
+            "encoders.published._untrained_tags",
+            lambda name, parameters: tags.get(name, lambda **_: None)(**parameters),
+        )
         yield
 
 

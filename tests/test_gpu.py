@@ -9,13 +9,12 @@ import torch
 
 from model_export.clips import read_clips
 from model_export.export import export
-from service.audio import decode
-from service.model import Model, padded_lengths
-from service.session import obstacle
-from service.windows import embed
+from service.inference.model import Model, padded_lengths
+from service.inference.session import obstacle
+from service.inference.windows import embed
+from service.sound.audio import decode
+from tests.model_export.conftest import ABOUT, random_trained
 from training.__main__ import main
-
-from .model_export.conftest import ABOUT, random_trained
 
 FIXTURES = Path("tests/fixtures")
 

@@ -1,4 +1,4 @@
-"""BYOL-A pre-training, linear heads and evaluation: audio in, checkpoints, heads and results out."""
+"""Pre-training, distillation, linear heads and evaluation: audio in, checkpoints, heads and results out."""
 
 import os
 

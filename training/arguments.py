@@ -20,6 +20,10 @@ def positive_float(text: str) -> float:
     return number
 
 
+def positive_floats(text: str) -> tuple[float, ...]:
+    return tuple(map(positive_float, text.split(",")))
+
+
 def seconds(text: str) -> float:
     number = float_or_nan(text)
     if not number >= 0:
@@ -38,6 +42,13 @@ def seeds(text: str) -> tuple[int, ...]:
     words = text.split(",")
     if not all(word.strip().isdecimal() for word in words):
         raise argparse.ArgumentTypeError(f"'{text}' is no list of whole numbers such as 42,43,44")
+    return tuple(map(int, words))
+
+
+def counts(text: str) -> tuple[int, ...]:
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of whole numbers from 1 on, such as 1,3,5")
     return tuple(map(int, words))
 
 

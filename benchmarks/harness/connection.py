@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from benchmarks.clients import END_OF_HEAD, HOST
+from benchmarks.harness.clients import END_OF_HEAD, HOST
 
 CONNECT_S = 20.0
 ANSWER_S = 120.0
@@ -90,6 +90,15 @@ class Connection:
                 answer = await self._answer()
                 if interim or answer.status >= 200:
                     return answer
+
+    async def status(self, *, timeout_s: float = ANSWER_S) -> int:
+        """Of an answer whose body is not awaited. Raises Gone, or TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            try:
+                head = await self._reader.readuntil(END_OF_HEAD)
+            except (asyncio.IncompleteReadError, OSError) as error:
+                raise Gone from error
+        return int(head.split(b" ", 2)[1])
 
     async def ended(self, *, timeout_s: float) -> bool:
         """Whether the server closes the connection in time; what it sends until then is thrown away."""

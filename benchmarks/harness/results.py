@@ -13,13 +13,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from service.threads import usable_cores
+from service.inference.threads import usable_cores
 
-FOLDER = Path(__file__).parent / "results"
-ROOT = Path(__file__).parents[1]
+FOLDER = Path(__file__).parents[1] / "results"
+ROOT = Path(__file__).parents[2]
 
 # Linux numbers AMD's processors by family; their names are known by their cores.
 AMD_CORES = {"23": "Zen or Zen 2", "25": "Zen 3 or 4", "26": "Zen 5"}
+
+PERCENTS = (50, 95, 99)
 
 Result = dict[str, Any]
 
@@ -48,7 +50,9 @@ def write(name: str, rows: Sequence[dict[str, Any]], **about: Any) -> Path:
 
 def command() -> str:
     """That this process was started with."""
-    return f"python -m benchmarks.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}".rstrip()
+    path = Path(sys.argv[0])
+    name = path.parent.name if path.stem == "__main__" else path.stem  # a folder that is a command: soak
+    return f"python -m benchmarks.{name} {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def read(name: str) -> Result | None:
@@ -74,6 +78,14 @@ def middle(values: Sequence[float]) -> dict[str, float]:
     quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     low, median, high = quartiles
     return {"median": round(median, 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+def percentiles_ms(latencies_s: Sequence[float]) -> list[float]:
+    """p50, p95 and p99 of seconds, in milliseconds; none of fewer than two."""
+    if len(latencies_s) < 2:
+        return []
+    cuts = statistics.quantiles(latencies_s, n=100, method="inclusive")
+    return [1000 * cuts[percent - 1] for percent in PERCENTS]
 
 
 def span(value: dict[str, float], digits: int = 2) -> str:

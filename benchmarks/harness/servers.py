@@ -16,16 +16,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.clients import HOST
+from benchmarks.harness.clients import HOST
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LOGS = ROOT / "runs" / "bench"
 START_S = 120.0
 STOP_S = 30.0
 PORT = "{port}"  # stands for it in a command
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
-# Set here by the import of `service` for its own process; a peer shall have its libraries' own defaults.
+# Set by the import of `service`, for this process; what it starts shall have the libraries' own defaults.
 THREAD_PINS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -45,7 +45,11 @@ class Running:
 
     server: Server
     port: int
-    pid: int
+    process: "subprocess.Popen[bytes]"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def cpu_s(self) -> float:
         """User and system time so far, steps of 10 ms."""
@@ -63,7 +67,7 @@ def viola(model: Path, precision: str, *, workers: int = 1, **settings: str) -> 
         (sys.executable, "-m", "service"),
         {
             "VIOLA_HOST": HOST,
-            "VIOLA_PORT": "{port}",
+            "VIOLA_PORT": PORT,
             "VIOLA_MODELS_DIR": str(model.parent.resolve()),
             "VIOLA_MODEL": model.name,
             "VIOLA_PRECISION": precision,
@@ -78,23 +82,41 @@ def viola(model: Path, precision: str, *, workers: int = 1, **settings: str) -> 
 def running(server: Server) -> Iterator[Running]:
     """Started and ready; stopped by SIGTERM at the end. Raises RuntimeError when it does not become ready."""
     port = free_port()
-    inherited = {name: value for name, value in os.environ.items() if name not in THREAD_PINS}
-    own = {name: value.replace(PORT, str(port)) for name, value in server.environment.items()}
     log = LOGS / f"{server.name.replace(' ', '-')}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [part.replace(PORT, str(port)) for part in server.command],
-            cwd=ROOT,
-            env=inherited | own,
-            stdout=output,
-            stderr=output,
-        )
+    process = started(server, port, log)
     try:
         _wait_until_ready(process, port, server.ready, log)
-        yield Running(server, port, process.pid)
+        yield Running(server, port, process)
     finally:
         _stop(process)
+
+
+def started(server: Server, port: int, log: Path) -> "subprocess.Popen[bytes]":
+    """Its process, which is not ready yet. log: is written anew."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    own = {name: value.replace(PORT, str(port)) for name, value in server.environment.items()}
+    command = [part.replace(PORT, str(port)) for part in server.command]
+    with log.open("w") as output:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=without_thread_pins() | own, stdout=output, stderr=output
+        )
+
+
+def without_thread_pins() -> dict[str, str]:
+    """The environment as it was before this process set THREAD_PINS in it."""
+    return {name: value for name, value in os.environ.items() if name not in THREAD_PINS}
+
+
+def answers(port: int, path: str) -> bool:
+    """Whether a GET is answered with 200."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=10)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 def free_port() -> int:
@@ -115,6 +137,22 @@ def family(pid: int) -> list[int]:
     for each in found:
         found += children.get(each, [])
     return found
+
+
+def is_running(pid: int) -> bool:
+    """False also for a process that has ended and that its parent has not waited for: a zombie."""
+    fields = _stat(Path(f"/proc/{pid}/stat"))
+    return bool(fields) and fields[0] != "Z"
+
+
+def memory_kb(pid: int, name: str) -> int:
+    """A line of /proc/PID/status, as VmRSS (resident now) or VmHWM (the most that ever was); 0 once it has
+    ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def _stat(path: Path) -> list[str]:
@@ -143,21 +181,10 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, path: str, 
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with code {process.returncode}; its log is {log}")
-        if _answers(port, path):
+        if answers(port, path):
             return
         time.sleep(0.05)
     raise RuntimeError(f"the server was not ready after {START_S:g} s; its log is {log}")
-
-
-def _answers(port: int, path: str) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=5)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

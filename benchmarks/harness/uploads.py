@@ -4,12 +4,9 @@ import base64
 import http.client
 import json
 from collections.abc import Callable
-from pathlib import Path
 
-from benchmarks.clients import HOST
+from benchmarks.harness.clients import HOST
 
-# A spoken word of exactly 1 s, 16 kHz, 16 bit: 32 KB, nothing to resample.
-CLIP = Path(__file__).parents[1] / "tests" / "fixtures" / "keyword_yes_16k_mono_pcm16.wav"
 BOUNDARY = "viola-benchmark"
 
 # (path, clip) -> request

@@ -6,10 +6,10 @@ The settings are told, with their reasons, in README.md.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import uploads
+from benchmarks.harness import uploads
+from benchmarks.harness.servers import ROOT, Server
 from benchmarks.peers.install import python_of
-from benchmarks.servers import ROOT, Server
-from service.threads import usable_cores
+from service.inference.threads import usable_cores
 
 CORES = str(usable_cores()[0])
 ONE_THREAD = {"PEER_THREADS": "1"}

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.results import ROOT, say
+from benchmarks.harness.results import ROOT, say
 
 FOLDER = Path(__file__).parent
 ENVIRONMENTS = ROOT / ".venv-peers"

@@ -16,8 +16,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.audio import decode
-from service.model import Model, Output, Precision
+from service.inference.model import Model, Output, Precision
+from service.sound.audio import decode
 
 Array = NDArray[np.float32]
 
@@ -50,7 +50,13 @@ class Work:
 
     def embed(self, logmels: Sequence[Array]) -> list[Array]:
         """One batch -> one vector (D,) float32 each."""
-        return [_vector(output) for output in self._model.run(logmels)]
+        return [self._vector(output) for output in self._model.run(logmels)]
+
+    def _vector(self, output: Output) -> Array:
+        """Over time, as the model's card says."""
+        mean: Any = output.sum / output.count
+        pooled = mean + output.max if self._model.card.pooling == "mean+max" else mean
+        return np.asarray(pooled, dtype=np.float32)
 
 
 def json_of(vector: Array) -> bytes:
@@ -61,9 +67,3 @@ def json_of(vector: Array) -> bytes:
 def port_from(arguments: Sequence[str]) -> int:
     """Of `--port PORT`, which every peer is started with."""
     return int(arguments[arguments.index("--port") + 1])
-
-
-def _vector(output: Output) -> Array:
-    """Mean + maximum over time, as the card of byola says."""
-    mean: Any = output.sum / output.count
-    return np.asarray(mean + output.max, dtype=np.float32)

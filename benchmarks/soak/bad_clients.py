@@ -1,29 +1,25 @@
-"""What clients do wrong: requests that must be refused, and clients that dawdle, leave or never listen.
+"""What clients do wrong: requests that must be refused, and clients that are slow, leave or never listen.
 
 A `Poison` is a request's bytes and the statuses that are right for it. The behaviours take a port and a good
 request, and do one wrong thing with it.
 """
 
 import asyncio
-import io
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import soundfile
 
-from benchmarks.clients import END_OF_HEAD, HOST
-from benchmarks.wire import Answer, Connection, Gone, ask, head, post
+from benchmarks.harness.clients import END_OF_HEAD, HOST
+from benchmarks.harness.connection import Answer, Connection, Gone, ask, head, post
+from benchmarks.harness.sounds import FIXTURES, encoded, word
+from benchmarks.soak.damaged import damaged
 
-FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
-OF_OURS = frozenset({400, 404, 405, 408, 411, 413, 415, 422, 431})
 LINGERED_BYTES = 10_000_000  # of a body that is refused, so many at least are read before the reset
-POISON_S = 240.0  # a bomb is unfolded until its limit, in turns with everybody else's sounds
-MUTANT_BYTES = 64  # at most so many are changed in a mutant
+POISON_S = 240.0  # a bomb is decoded up to the limit, in turns with everybody else's sounds
 
 # Whether a request gets as far as the application, which counts it; one that is no HTTP need not.
 Counted = Literal["yes", "maybe"]
@@ -31,7 +27,7 @@ Counted = Literal["yes", "maybe"]
 
 @dataclass(frozen=True)
 class Poison:
-    """statuses: the right answers; may_close: also right is to close the connection without a word."""
+    """statuses: the right answers; may_close: whether it is right, too, to close without an answer."""
 
     name: str
     request: bytes
@@ -145,7 +141,7 @@ def of_lengths(max_body_bytes: int) -> Iterator[Poison]:
 
 
 def of_types() -> Iterator[Poison]:
-    for kind in ("text/plain", "application/x-www-form-urlencoded", "video/x-unheard-of", ";;;", "image/png"):
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "font/x-unheard-of", ";;;", "image/png"):
         yield Poison(f"the type {kind}", post("/embed", word(), content_type=kind), frozenset({415}))
     packed = post("/embed", word(), content_type="audio/wav", content_encoding="gzip")
     yield Poison("a compressed body", packed, frozenset({415}))
@@ -186,32 +182,11 @@ def of_http() -> Iterator[Poison]:
     yield _no_http("50,000 headers", many)
 
 
-def mutants(count: int, *, seed: int) -> Iterator[Poison]:
-    """Fixtures with some bytes changed, cut off, doubled or of another file; a few are still sound."""
-    chance = random.Random(seed)
-    for number in range(count):
-        name, content = chance.choice(fixtures())
-        request = post("/embed?encoding=base64", mutated(content, chance), content_type="audio/x-mutant")
-        yield Poison(f"mutant {number} of {name} (seed {seed})", request, frozenset({200, 413, 422}))
-
-
-def mutated(content: bytes, chance: random.Random) -> bytes:
-    changed = bytearray(content)
-    where = chance.randrange(len(changed))
-    match chance.choice(("flip", "flip in the header", "cut", "splice", "double")):
-        case "flip":
-            for _ in range(chance.randrange(1, MUTANT_BYTES)):
-                changed[chance.randrange(len(changed))] = chance.randrange(256)
-        case "flip in the header":
-            for _ in range(chance.randrange(1, 8)):
-                changed[chance.randrange(min(128, len(changed)))] = chance.randrange(256)
-        case "cut":
-            del changed[where:]
-        case "splice":
-            changed[where:] = word()[chance.randrange(len(word())) :]
-        case "double":
-            changed[where:where] = changed[:where]
-    return bytes(changed)
+def damaged_files(numbers: Iterable[int]) -> Iterator[Poison]:
+    """Of the row in damaged.py; a few are still sound."""
+    for number in numbers:
+        request = post("/embed?encoding=base64", damaged(number), content_type="audio/x-something")
+        yield Poison(f"damaged file {number}", request, frozenset({200, 413, 422}))
 
 
 async def leaves_after_the_head(port: int, request: bytes) -> None:
@@ -301,27 +276,6 @@ def form(files: Sequence[tuple[str, bytes]]) -> bytes:
 
 
 @cache
-def fixtures() -> tuple[tuple[str, bytes], ...]:
-    """Names and contents of the good ones."""
-    paths = [path for path in sorted(FIXTURES.rglob("*.*")) if path.parent.name != "invalid"]
-    paths = [path for path in paths if path.is_file() and path.suffix not in (".csv", ".md")]
-    return tuple((path.name, path.read_bytes()) for path in paths)
-
-
-@cache
-def word() -> bytes:
-    """A spoken word of one second, a good WAV."""
-    return (FIXTURES / "keyword_yes_16k_mono_pcm16.wav").read_bytes()
-
-
-def encoded(samples: np.ndarray, rate_hz: int, container: str, subtype: str | None = None) -> bytes:
-    """samples: (n,) or (n, channels) as a file."""
-    file = io.BytesIO()
-    soundfile.write(file, samples, rate_hz, subtype, format=container)
-    return file.getvalue()
-
-
-@cache
 def bomb(seconds: float) -> bytes:
     """Half as much again in silence: a FLAC of a few kilobytes."""
     return encoded(np.zeros(int(1.5 * seconds * 1000), dtype=np.int16), 1000, "FLAC")
@@ -329,7 +283,7 @@ def bomb(seconds: float) -> bytes:
 
 @cache
 def nameless_bomb(seconds: float) -> bytes:
-    """The same without its length: of STREAMINFO, which begins at byte 8, the 36 bits from byte 13.5 on."""
+    """The same without its length: 36 zero bits in STREAMINFO, from the middle of byte 21 on."""
     content = bytearray(bomb(seconds))
     content[21] &= 0xF0
     content[22:26] = bytes(4)

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.faults import FIXTURES, FORM_TYPE, encoded, fixtures, form
-from benchmarks.wire import Answer, post
-from service.audio import AudioStream, decode
-from service.model import Model
-from service.windows import embed
+from benchmarks.harness.connection import Answer, post
+from benchmarks.harness.sounds import BIRDS, SPEECH, encoded, fixtures
+from benchmarks.soak.bad_clients import FORM_TYPE, form
+from service.inference.model import Model
+from service.inference.windows import embed
+from service.sound.audio import AudioStream, decode
 
 TOLERANCE = 1e-4  # of the largest number of an embedding: that of float32 sums in another order
 MADE_CLIPS, LONGEST_MADE_S = 16, 20.0  # beside the fixtures
@@ -30,7 +31,7 @@ Vector = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Sound:
+class EmbeddedClip:
     """name, file, and its embedding (D,)."""
 
     name: str
@@ -39,39 +40,39 @@ class Sound:
 
 
 @dataclass(frozen=True)
-class Question:
-    """A good request; complaint: what is wrong with a 200, None if nothing is."""
+class GoodRequest:
+    """complaint: what is wrong with an answer of 200, None if nothing is."""
 
     request: bytes
     complaint: Callable[[Answer], str | None]
 
 
 @dataclass(frozen=True)
-class Questions:
+class GoodRequests:
     """many: short and long, in all ways; heavy: 5 s of speech; long: minutes; frames: a long answer, of
     which no number is looked at."""
 
-    many: Sequence[Question]
-    heavy: Question
-    long: Question
-    frames: Question
+    many: Sequence[GoodRequest]
+    heavy: GoodRequest
+    long: GoodRequest
+    frames: GoodRequest
 
 
-def questions(folder: Path, chance: random.Random, *, long_s: float) -> Questions:
+def good_requests(folder: Path, chance: random.Random, *, long_s: float) -> GoodRequests:
     """For the model in `folder`."""
     model = Model.load(folder, device="cpu", threads=1)
-    sounds = [Sound(name, content, embedding(model, content)) for name, content in clips(chance)]
+    sounds = [EmbeddedClip(name, content, embedding(model, content)) for name, content in clips(chance)]
     by_name = {sound.name: sound for sound in sounds}
     many = [_one(sound, *way) for sound in sounds for way in chance.sample(WAYS, 2)]
     short = [sound for sound in sounds if "30s" not in sound.name]
     many += [_batch(chance.sample(short, 3)) for _ in range(6)]
-    minutes = tiled(by_name["speech_16k_mono.flac"].content, long_s)
-    return Questions(
+    minutes = tiled(by_name[SPEECH.name].content, long_s)
+    return GoodRequests(
         many,
-        heavy=_one(by_name["speech_16k_mono.flac"], "raw", "base64"),
-        long=_one(Sound("a long one", minutes, embedding(model, minutes)), "raw", "base64"),
-        frames=Question(
-            post("/embed?frames=true", by_name["birds_30s_16k_mono.opus"].content, content_type="audio/ogg"),
+        heavy=_one(by_name[SPEECH.name], "raw", "base64"),
+        long=_one(EmbeddedClip("a long one", minutes, embedding(model, minutes)), "raw", "base64"),
+        frames=GoodRequest(
+            post("/embed?frames=true", by_name[BIRDS.name].content, content_type="audio/ogg"),
             lambda answer: None if "frames" in answer.json else "there are no frames",
         ),
     )
@@ -81,7 +82,7 @@ def clips(chance: random.Random) -> Iterator[tuple[str, bytes]]:
     """Names and files: every fixture, and cuts of birdsong, 0.1 to 20 s, in four formats."""
     yield from fixtures()
     rate_hz = 22_050
-    birds = decode((FIXTURES / "birds_30s_16k_mono.opus").read_bytes(), sample_rate=rate_hz).samples
+    birds = decode(BIRDS, sample_rate=rate_hz).samples
     for number in range(MADE_CLIPS):
         length = int(min(0.1 * 10 ** chance.uniform(0, 2.5), LONGEST_MADE_S) * rate_hz)
         start = chance.randrange(len(birds) - length)
@@ -102,7 +103,7 @@ def tiled(content: bytes, seconds: float) -> bytes:
     return encoded(np.resize(samples, int(seconds * 16_000)), 16_000, "WAV", "PCM_16")
 
 
-def _one(sound: Sound, body: str, answer: str) -> Question:
+def _one(sound: EmbeddedClip, body: str, answer: str) -> GoodRequest:
     path = "/embed?encoding=base64" if answer == "base64" else "/embed"
     headers = {"accept": "application/x-npy"} if answer == "npy" else {}
     if body == "form":
@@ -110,15 +111,15 @@ def _one(sound: Sound, body: str, answer: str) -> Question:
         request = post(path, content, content_type=FORM_TYPE, **headers)
     else:
         request = post(path, sound.content, content_type="audio/x-something", **headers)
-    return Question(request, partial(_complaint, sound, answer == "npy"))
+    return GoodRequest(request, partial(_complaint, sound, answer == "npy"))
 
 
-def _complaint(sound: Sound, is_npy: bool, answer: Answer) -> str | None:
+def _complaint(sound: EmbeddedClip, is_npy: bool, answer: Answer) -> str | None:
     seen = np.load(io.BytesIO(answer.body)) if is_npy else _array(answer.json["embedding"])
     return _difference(sound, seen)
 
 
-def _batch(sounds: Sequence[Sound]) -> Question:
+def _batch(sounds: Sequence[EmbeddedClip]) -> GoodRequest:
     """Three sounds and, among them, one that is none."""
     files = [(sound.name, sound.content) for sound in sounds]
     files.insert(1, ("text.wav", b"this is no sound"))
@@ -134,7 +135,7 @@ def _batch(sounds: Sequence[Sound]) -> Question:
         )
         return next(filter(None, differences), None)
 
-    return Question(post("/embed/batch?encoding=base64", form(files), content_type=FORM_TYPE), complaint)
+    return GoodRequest(post("/embed/batch?encoding=base64", form(files), content_type=FORM_TYPE), complaint)
 
 
 def _array(numbers: str | list[float]) -> Vector:
@@ -143,7 +144,7 @@ def _array(numbers: str | list[float]) -> Vector:
     return np.array(numbers, dtype=np.float32)
 
 
-def _difference(sound: Sound, seen: Vector) -> str | None:
+def _difference(sound: EmbeddedClip, seen: Vector) -> str | None:
     if seen.shape != sound.vector.shape:
         return f"{sound.name}: {seen.shape} numbers instead of {sound.vector.shape}"
     error = float(np.abs(seen - sound.vector).max() / np.abs(sound.vector).max())

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.results import markdown
-from benchmarks.wire import Answer
+from benchmarks.harness.connection import Answer
+from benchmarks.harness.results import markdown
 
 WRONG, LEFT, CUT, NOT_ACCEPTED, LOST_BY_KILL, LOST = (
     "wrong",
@@ -139,6 +139,13 @@ def unbalanced(ledger: Ledger, page: str) -> list[str]:
     if dropped > ledger.droppable:
         found.append(f"the server dropped {dropped} windows, but only {ledger.droppable} were given up")
     return found
+
+
+def still_queued(page: str) -> list[str]:
+    """At rest the server's queue is empty; a sentence where the text of /metrics tells otherwise."""
+    values = [line.split()[-1] for line in page.splitlines() if line.startswith("viola_queue_frames")]
+    frames = sum(map(float, values))
+    return [f"the queue still holds {frames:g} frames, though nobody waits"] if frames else []
 
 
 def rows(ledger: Ledger) -> list[dict[str, str | int]]:

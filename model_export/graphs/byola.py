@@ -5,7 +5,7 @@
                                                                     ─► sum, max (B, D)
 
 Written node by node rather than traced: batch normalisation is folded into the convolutions, the bookkeeping
-of shapes is a dozen nodes, and the int8 graph (quantise.py) can put its masks where they cost nothing.
+of shapes is a dozen nodes, and the int8 graph (byola_int8.py) can put its masks where they cost nothing.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ Array = NDArray[np.float32]
 class Layer:
     """A convolution or a linear layer, followed by a ReLU. weight: (C, ...), bias: (C,) float32.
 
-    `reads`: the layer whose output it takes, by way of pooling, masks and reordering; the first reads INPUT.
+    `reads`: the layer whose output it takes, after pooling, masks and reordering; the first reads INPUT.
     """
 
     name: str
@@ -45,7 +45,7 @@ INPUT = "input"
 
 
 class Arithmetic(Protocol):
-    """The numbers between the layers: floats here, uint8 in quantise.py. Tensors go by their names."""
+    """The numbers between the layers: floats here, uint8 in byola_int8.py. Tensors go by their names."""
 
     def enter(self, graph: "Graph", x: str) -> str:
         """float32 -> these numbers."""
@@ -153,7 +153,7 @@ def encoder_graph(encoder: Encoder, *, mean: float, std: float, arithmetic: Arit
     x = arithmetic.enter(graph, _normalised(graph, mean, std))
     convolutions = convolutions_of(encoder)
     for block, layer in enumerate(convolutions):
-        if block > 0:  # what the convolution's zero padding would show at the end of the clip alone
+        if block > 0:  # a clip must be followed by zeros, as the convolution pads it when it is alone
             x = arithmetic.mask(graph, x, _as_image(graph, _valid(graph, 2**block)))
         x = arithmetic.convolve(graph, x, layer)
         x = graph.node("MaxPool", [x], f"{layer.name}_pooled", kernel_shape=[2, 2], strides=[2, 2])
@@ -193,7 +193,7 @@ def linears_of(encoder: Encoder) -> list[Layer]:
 
 @torch.no_grad()
 def _folded(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> tuple[Array, Array]:
-    """Weight and bias of the convolution that does both, computed in float64."""
+    """Weight and bias of one convolution that does the work of both; computed in float64."""
     assert convolution.bias is not None
     assert normalisation.running_mean is not None
     assert normalisation.running_var is not None
@@ -231,7 +231,7 @@ def _as_image(graph: Graph, valid: str) -> str:
 def _normalised(graph: Graph, mean: float, std: float) -> str:
     """(B, 1, F, T): (logmel - mean) / std, and zero beyond the clip.
 
-    Where, not a product: whatever stands in the padding, NaN included, must not pass.
+    `Where` rather than a product: the padding may hold NaN, and NaN times zero is NaN.
     """
     valid = graph.node("Unsqueeze", [_valid(graph, 1), "axis1"], "valid_bands")
     centred = graph.node("Sub", ["logmel", graph.constant("mean", np.float32(mean))], "centred")

@@ -1,12 +1,12 @@
-"""The encoder in 8-bit integers for CPUs, calibrated on real log-mels; benchmarks/README.md has the times.
+"""BYOL-A's encoder and real log-mels in, its graph in 8-bit integers out, for CPUs.
 
-Static: each layer's range is measured once, on `calibration` clips. Activations are uint8; behind a ReLU they
-begin at 0, so that quantising is the ReLU and zero is the integer 0. Weights are int8, one scale for each
-output channel. Pooling, masks and reordering work on the integers: onnxruntime fuses the rest into
-QLinearConv and QGemm, and no float lies between two layers.
+Static: each layer's range is measured once, on the `calibration` clips. Activations are uint8. After a ReLU
+their range begins at 0, so that clipping to uint8 is the ReLU, and 0.0 is the integer 0. Weights are int8,
+one scale for each output channel. Pooling, masks and reordering work on the integers, and onnxruntime fuses
+the rest into QLinearConv and QGemm: between two layers there is no float. benchmarks/README.md has the times.
 
-A CPU without VNNI adds two products of uint8 and int8 in 16 bits, where they may saturate, silently. The
-ranges are chosen so that they cannot:
+A CPU without VNNI adds two products of uint8 and int8 in 16 bits, where the sum may silently saturate. The
+ranges are chosen so that it cannot:
 
     the first layer    input in 7 bits, weights in 8:    127 * (127 + 127) = 32 258 <= 32 767
     the others         input in 8 bits, weights in 7:    255 * ( 64 +  64) = 32 640 <= 32 767
@@ -24,8 +24,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from encoders import Encoder
-
-from .graph import INPUT, Array, Float, Graph, Layer, convolutions_of, encoder_graph, linears_of
+from model_export.graphs.byola import (
+    INPUT,
+    Array,
+    Float,
+    Graph,
+    Layer,
+    convolutions_of,
+    encoder_graph,
+    linears_of,
+)
 
 FIRST_INPUT_MAX, FIRST_WEIGHT_MAX = 127, 127
 INPUT_MAX, WEIGHT_MAX = 255, 64

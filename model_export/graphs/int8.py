@@ -1,14 +1,14 @@
 """A float graph's file in, its 8-bit one out, by onnxruntime's own tools; BYOL-A's is written by hand.
 
     calibrated    convolutions and linear layers: uint8 by int8, ranges measured once on real clips
-    by_blocks     transformers: weights in blocks of 32, each with its own scale; what they are multiplied
-                  with is brought to 8 bits while it is computed, row by row
+    by_blocks     transformers: weights in blocks of 32, each with its own scale; activations are quantised
+                  row by row while the graph runs
 
-A transformer's activations reach far beyond their usual range in a few numbers, so that one scale for all of
-a layer loses the rest. Scales that are measured while serving are only allowed row by row: those of
-onnxruntime's dynamic quantisation are of a whole batch, and an embedding would depend on its neighbours.
+A few of a transformer's activations are far larger than the others, which one scale for a whole layer would
+lose. Where scales are measured while the graph runs, each row must have its own: onnxruntime's dynamic
+quantisation takes one for the whole batch, and an embedding would depend on its neighbours.
 
-Weights keep 7 bits where two products are added in 16, as in quantise.py, so that CPUs without VNNI compute
+Weights keep 7 bits where two products are added in 16, as in byola_int8.py, so that CPUs without VNNI compute
 the same.
 """
 
@@ -21,7 +21,7 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from .quiet import quiet
+from model_export.quiet import quiet
 
 Array = NDArray[np.float32]
 

@@ -1,10 +1,10 @@
-"""Any encoder in, its graphs out, by torch's exporter: the networks that viola does not train, fused layers.
+"""Any encoder in, its graphs out, by torch's exporter: for networks that are not trained here, fused layers.
 
     encoder ─ Contract (encoders/contract.py) ─ torch.onnx ─► encoder.onnx ─► encoder.int8.onnx
     encoder, halved ─ Contract ─ torch.onnx ─► encoder.float16.onnx
 
-The exporter notes on every node where in the source it comes from, with the paths of this machine: the notes
-are taken off. Nothing is traced by value: batch and length stay free.
+The exporter writes on every node which line of which file on this machine it comes from: these notes are
+removed. Batch and length stay free.
 """
 
 import copy
@@ -23,12 +23,11 @@ from torch import nn
 from encoders import AnyEncoder
 from encoders.contract import Contract
 from encoders.transformer import Block
-
-from .errors import ExportError
-from .graph import IR_VERSION, OPSET
-from .quantise_graph import by_blocks, calibrated
-from .quiet import quiet
-from .weights import Trained
+from model_export.errors import ExportError
+from model_export.graphs.byola import IR_VERSION, OPSET
+from model_export.graphs.int8 import by_blocks, calibrated
+from model_export.quiet import quiet
+from model_export.sources.trained import Trained
 
 Array = NDArray[np.float32]
 
@@ -36,9 +35,12 @@ EXAMPLE_FRAMES = 300  # of the two clips that the exporter is shown: long enough
 
 
 class Traced:
+    """A Writer by torch.onnx.export."""
+
+    origin = "PyTorch"
     calibration_clips = 48  # 10 s of AST or CNN14 take seconds on a CPU
-    # A matrix of another length is added up in another order: the last bit of 32 differs, and where it
-    # decides how 16 or 8 are rounded, so do they. Nothing of the neighbours is in it.
+    # Sums over a longer batch are added in another order: the last bit of float32 differs, and with it at
+    # times the rounding to 16 or 8 bits. The neighbours' numbers are not in it.
     is_exact = False
 
     def __init__(self, trained: Trained) -> None:
@@ -57,7 +59,9 @@ class Traced:
 
     def int8(self, path: Path, *, float32: Path, calibration: Sequence[Array]) -> None:
         self._check_has_weights()
-        if any(isinstance(module, Block) for module in self._encoder.modules()):
+        if getattr(self._encoder, "is_transformer", False) or any(
+            isinstance(module, Block) for module in self._encoder.modules()
+        ):
             by_blocks(float32, path)
         else:
             calibrated(float32, path, calibration)
@@ -90,6 +94,12 @@ def write_graph(
         )
     assert program is not None
     model = program.model
+    del program
+    save_checked(model, path)
+
+
+def save_checked(model: onnx_ir.Model, path: Path) -> None:
+    """What the exporter made, without its notes, as one file."""
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(model)
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
@@ -97,6 +107,5 @@ def write_graph(
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "viola", None
     onnx_ir.save(model, path)
-    del program, model  # a copy of all weights each, and the checker makes another
-    gc.collect()
+    gc.collect()  # the checker makes another copy of all weights
     onnx.checker.check_model(path)

@@ -1,7 +1,9 @@
-"""Who writes an encoder's graphs: BYOL-A's node by node (graph.py), the rest by torch's exporter (traced.py).
+"""Who writes an encoder's graphs: BYOL-A's node by node (byola.py), one that is an ONNX graph
+already by graft.py, the rest by torch_export.py.
 
 Trained ─ writer_of ─► ByHand  ─► encoder.onnx, encoder.float16.onnx, encoder.int8.onnx
                        Traced
+                       Grafted
 """
 
 from collections.abc import Sequence
@@ -15,25 +17,30 @@ from numpy.typing import NDArray
 from encoders import Encoder
 from encoders.byola_2020 import AudioNTT2020
 from encoders.byola_2022 import AudioNTT2022
-
-from .graph import Float, encoder_graph
-from .quantise import int8_graph
-from .traced import Traced
-from .weights import Trained
+from model_export.graphs.byola import Float, encoder_graph
+from model_export.graphs.byola_int8 import int8_graph
+from model_export.graphs.graft import Grafted
+from model_export.graphs.torch_export import Traced
+from model_export.sources.own import OwnEncoder
+from model_export.sources.trained import Trained
 
 Array = NDArray[np.float32]
 
 
 class Writer(Protocol):
-    """Each graph is that of the contract (docs/model_folder.md). Raises ExportError for what it cannot be."""
+    """Its graphs keep the contract of docs/model_folder.md. Raises ExportError for what cannot be made."""
+
+    @property
+    def origin(self) -> str:
+        """What the served graph is held against, by name."""
 
     @property
     def calibration_clips(self) -> int:
-        """The most clips that int8 is made and measured with, a third of them held out."""
+        """The most clips that int8 takes: two thirds calibrate it, a third measures its distance."""
 
     @property
     def is_exact(self) -> bool:
-        """Whether a clip alone and in a padded batch agree in fewer bits than 32 as they do in 32."""
+        """Whether float16 and int8, too, give a clip the same numbers alone and in a padded batch."""
 
     def float32(self, path: Path) -> None: ...
 
@@ -46,10 +53,13 @@ class Writer(Protocol):
 def writer_of(trained: Trained) -> Writer:
     if isinstance(trained.encoder, AudioNTT2020 | AudioNTT2022):
         return ByHand(trained.encoder, mean=trained.mean, std=trained.std)
-    return Traced(trained)
+    return Grafted(trained) if isinstance(trained.encoder, OwnEncoder) else Traced(trained)
 
 
 class ByHand:
+    """A Writer for BYOL-A, node by node."""
+
+    origin = "PyTorch"
     calibration_clips = 384
     is_exact = True
 

@@ -1,7 +1,7 @@
-"""A file of weights as others publish it in, its encoder out, ready to export; and the terms it comes under.
+"""A published file of weights in, its encoder out, ready to export; and the terms that come with it.
 
-byola-*              published.py: sizes from the shapes, statistics from the user
-every other one      encoders/published.py: strict reading of the published layouts
+byola-*              published_byola.py: sizes from the shapes, statistics from the user
+every other one      encoders/published.py: every key of the published layout is used or refused
 logmel-stats         no weights at all
 """
 
@@ -14,11 +14,10 @@ from encoders.byola_2020 import AudioNTT2020
 from encoders.byola_layers import BYOLALayers
 from encoders.published import WrongWeightsError
 from encoders.published import load_published as load_layout
-from service.model import sha256_of
-
-from . import published
-from .errors import ExportError
-from .weights import Trained, checked_statistics, fused, load_weights
+from model_export.errors import ExportError
+from model_export.sources.published_byola import NOTICE, load_published
+from model_export.sources.trained import Trained, checked_statistics, fused, load_weights
+from service.inference.card import sha256_of
 
 LAYERED = "byola-2020-layered"
 IMPORTABLE = (*ENCODERS, LAYERED, *FROZEN)
@@ -26,7 +25,7 @@ IMPORTABLE = (*ENCODERS, LAYERED, *FROZEN)
 
 @dataclass(frozen=True)
 class Terms:
-    """Under which weights come. licence: an SPDX identifier; notice: what the user is told and the card says;
+    """Of published weights. licence: an SPDX identifier; notice: what the user is told and the card says;
     name: who made them, for the card's description."""
 
     licence: str
@@ -34,7 +33,7 @@ class Terms:
     name: str
 
 
-_NTT = Terms("LicenseRef-NTT-evaluation", published.NOTICE, "published by NTT, for evaluation")
+_NTT = Terms("LicenseRef-NTT-evaluation", NOTICE, "published by NTT, for evaluation")
 _VGGISH = Terms(
     "Apache-2.0",
     "The VGGish weights are Google's, trained on YouTube-8M (arXiv 1609.09430); their ports to PyTorch are\n"
@@ -45,7 +44,7 @@ TERMS = {
     "byola-2020": _NTT,
     "byola-2022": _NTT,
     LAYERED: _NTT,
-    "msm-mae": replace(_NTT, notice=published.NOTICE.replace("BYOL-A", "MSM-MAE")),
+    "msm-mae": replace(_NTT, notice=NOTICE.replace("BYOL-A", "MSM-MAE")),
     "vggish": _VGGISH,
     "vggish-4k": _VGGISH,
     "cnn14": Terms(
@@ -59,6 +58,12 @@ TERMS = {
         "The AST weights (arXiv 2104.01778; Gong, Chung, Glass) are under the BSD 3-Clause licence: keep\n"
         "their copyright notice where you pass the model folder on.",
         "of AST's authors",
+    ),
+    "efficientat": Terms(
+        "MIT",
+        "The EfficientAT weights (arXiv 2211.04772; Schmid, Koutini, Widmer) are under the MIT licence:\n"
+        "keep their copyright notice where you pass the model folder on.",
+        "of EfficientAT's authors",
     ),
     "logmel-stats": Terms(
         "Apache-2.0", "logmel-stats is a formula: it has no weights, and viola's licence.", ""
@@ -74,22 +79,22 @@ def load_import(
     std: float | None = None,
     fuse: Sequence[int] = (),
 ) -> Trained:
-    """The encoder `name` with the weights of the file. mean, std: of its log-mels, where neither the encoder
-    nor its file says them. Raises ExportError."""
+    """The encoder `name` with the weights of the file. mean, std: of its log-mels, needed where neither the
+    encoder nor its file has them. Raises ExportError."""
     if weights is None and name != "logmel-stats":
         raise ExportError(f"--weights is needed: the file of {name} that you have.")
     if weights is not None and name == "logmel-stats":
         raise ExportError("logmel-stats has no weights: leave --weights out.")
     if name in FROZEN:
-        return _of_the_field(name, weights, mean=mean, std=std, fuse=fuse)
+        return _load_frozen(name, weights, mean=mean, std=std, fuse=fuse)
     assert weights is not None
     if name == LAYERED:
-        return _layered(published.load_published("byola-2020", weights, mean=mean, std=std), fuse)
-    return fused(published.load_published(name, weights, mean=mean, std=std), fuse)
+        return _layered(load_published("byola-2020", weights, mean=mean, std=std), fuse)
+    return fused(load_published(name, weights, mean=mean, std=std), fuse)
 
 
 def _layered(trained: Trained, fuse: Sequence[int]) -> Trained:
-    """All five layers of BYOL-A v1, each filled up to 2048."""
+    """All five layers of BYOL-A v1, each padded to 2048 numbers."""
     if fuse:
         raise ExportError(f"{LAYERED} is all five layers: name some with --encoder byola-2020 --fuse.")
     assert isinstance(trained.encoder, AudioNTT2020)
@@ -99,7 +104,7 @@ def _layered(trained: Trained, fuse: Sequence[int]) -> Trained:
     return replace(trained, name=LAYERED, parameters={}, encoder=encoder)
 
 
-def _of_the_field(
+def _load_frozen(
     name: str, weights: Path | None, *, mean: float | None, std: float | None, fuse: Sequence[int]
 ) -> Trained:
     if fuse and not hasattr(FROZEN[name], "layers"):

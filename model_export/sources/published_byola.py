@@ -13,10 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from encoders.published import plain_byola_key
-from service.model import sha256_of
-
-from .errors import ExportError
-from .weights import Trained, build_encoder, checked_statistics, load_weights
+from model_export.errors import ExportError
+from model_export.sources.trained import Trained, build_encoder, checked_statistics, load_weights
+from service.inference.card import sha256_of
 
 NOTICE = """\
 The BYOL-A weights published by NTT are licensed for evaluation only: internal use, no redistribution, no
@@ -30,7 +29,7 @@ ones for this front-end: -9.660292 and 4.7219563 (Speech Commands v2), -6.465687
 -3.7112076 and 3.5103734 (GTZAN, music). Those of the BYOL-A v1 README (-5.4919195, 5.0389895) belong to
 another mel scale and do not fit."""
 
-# The second half of the names is that of the layered variant of v1, whose weights are the same.
+# conv1 to fc2 are the names that the layered variant of v1 has for the same weights.
 KEY = re.compile(r"(?:(?P<prefix>.+?)\.)?(?:features|fc|conv[123]|fc[12])\.\d+\.\w+")
 CHANNELS = 64
 N_MELS = 64

@@ -1,34 +1,51 @@
 """What is exported, wherever it comes from: an encoder with its weights, and what is known of its training.
 
-The strict part of reading weights is here: every key of the encoder must be there, and nothing else.
+Weights are read strictly: every key of the encoder must be there, and no other.
 """
 
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from pydantic import JsonValue
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import encoders
-from encoders import AnyEncoder, Encoder
+from encoders import AnyEncoder, Student
 from encoders.byola_2020 import AudioNTT2020
 from encoders.byola_2022 import AudioNTT2022
 from encoders.byola_layers import BYOLALayers
+from encoders.efficientat import EfficientAT
+from model_export.errors import ExportError
+from service.inference.card import TextTower
 
-from .errors import ExportError
+
+@dataclass(frozen=True)
+class Text:
+    """tower: (input_ids, attention_mask), both (B, L) int64, -> (B, D) float32; tokenizer: a file in the form
+    of the library `tokenizers`; n_tokens: that the tower knows; card: how both are used."""
+
+    tower: nn.Module
+    tokenizer: str
+    n_tokens: int
+    card: TextTower
 
 
 @dataclass(frozen=True)
 class Trained:
     """`encoder` is in eval mode on the CPU, in float32; mean and std normalise its log-mels.
 
-    tags: (…, embedding_size) -> (…, 527) logits of AudioSet's classes, where the published file has them.
+    tags: (…, embedding_size) -> (…, 527) logits of AudioSet's classes, where the published file has them; or
+    those of any labels, where a graph that was brought along has them. head: their name in the folder.
+    arrays: window and filterbank, where they are not those of the encoder's front-end. text: what embeds
+    texts in the same space.
     """
 
     name: str  # of the encoder
@@ -38,6 +55,11 @@ class Trained:
     std: float
     training: dict[str, JsonValue]
     tags: nn.Module | None = None
+    head: str = "audioset"
+    task: Literal["multilabel", "multiclass"] = "multilabel"
+    labels: tuple[str, ...] | None = None
+    arrays: Mapping[str, NDArray[np.float32]] | None = None
+    text: Text | None = None
 
 
 def load_weights(path: Path) -> Any:
@@ -60,13 +82,15 @@ def load_file(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch names no class for what can be wrong with a file
-        raise ExportError(f"{path} cannot be read as a file of torch.save: {_first_line(error)}") from error
+        raise ExportError(
+            f"{path} cannot be read as a file of torch.save: {_why_unreadable(error)}"
+        ) from error
 
 
-def build_encoder(name: str, parameters: dict[str, int], state: Mapping[str, Any], source: Path) -> Encoder:
+def build_encoder(name: str, parameters: dict[str, Any], state: Mapping[str, Any], source: Path) -> Student:
     """The encoder with exactly these weights. Raises ExportError that names every key which does not fit."""
     try:
-        encoder = encoders.build(name, **parameters)
+        encoder = encoders.build_student(name, **parameters)
     except ValueError as error:
         raise ExportError(f"{source}: {error}") from error
     complaints = list(_complaints(encoder.state_dict(), state))
@@ -77,18 +101,31 @@ def build_encoder(name: str, parameters: dict[str, int], state: Mapping[str, Any
 
 
 def fused(trained: Trained, fuse: Sequence[int]) -> Trained:
-    """Layers of a BYOL-A encoder side by side, in its place; as it is where none is named.
+    """With an encoder that gives these of its layers side by side; unchanged where none is named.
 
-    Raises ExportError with the layers that there are.
+    Raises ExportError, which says what layers there are.
     """
     if not fuse:
         return trained
-    assert isinstance(trained.encoder, AudioNTT2020 | AudioNTT2022)
+    if not isinstance(trained.encoder, AudioNTT2020 | AudioNTT2022 | EfficientAT):
+        raise ExportError(f"--fuse: {trained.name} gives its last layer alone: leave the option out.")
     try:
-        encoder = BYOLALayers(trained.encoder, fuse).eval()
+        encoder = layers_of(trained.encoder, fuse).eval()
     except ValueError as error:
         raise ExportError(f"--fuse: {error}") from error
     return replace(trained, encoder=encoder, parameters={**trained.parameters, "fuse": [*encoder.fuse]})
+
+
+def layers_of(
+    encoder: AudioNTT2020 | AudioNTT2022 | EfficientAT, fuse: Sequence[int]
+) -> BYOLALayers | EfficientAT:
+    """The encoder's layers side by side. Raises ValueError, which says what layers there are."""
+    if not isinstance(encoder, EfficientAT):
+        return BYOLALayers(encoder, fuse)
+    layered = EfficientAT(encoder.width, fuse)
+    wanted = layered.state_dict().keys()
+    layered.load_state_dict({key: value for key, value in encoder.state_dict().items() if key in wanted})
+    return layered.requires_grad_(False)
 
 
 def checked_statistics(mean: float, std: float, source: Path | str) -> tuple[float, float]:
@@ -122,5 +159,14 @@ def _complaint_on(expected: Tensor, found: Any) -> str | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _why_unreadable(error: Exception) -> str:
+    """In our words: torch advises to load such a file with `weights_only=False`, which runs what is in it."""
+    text = str(error)
+    if "Unsupported" in text or "TorchScript" in text:
+        return (
+            "it holds Python objects or a program beside tensors, and loading those would run whatever code "
+            "they name; save the weights alone (a state_dict), where you trust the file"
+        )
+    if isinstance(error, OSError | RuntimeError) and "weights_only" not in text:
+        return text.partition("\n")[0]
+    return "it is no such file, or it is damaged"

@@ -1,13 +1,16 @@
-"""Embeddings by the million: a folder of parquet files, of which each is written in one step.
+"""Results by the million: a folder of parquet files, of which each is written in one step.
 
-    OUT/part-00000.parquet      embeddings, paths, durations_s, modified_s: a table of its own
-    OUT/_failed-00000.parquet   paths, errors: the files of the same stretch that could not be embedded;
+    OUT/part-00000.parquet      embeddings, paths, durations_s, modified_s; or the columns of `tags`:
+                                a table of its own
+    OUT/_failed-00000.parquet   paths, errors (of tags: path, error): the files of that part that are bad;
                                 readers of a folder pass over names that begin with _
 
-A run that was stopped in any way goes on: what OUT holds is not embedded again, unless the file has changed
-since. Failed files are tried again. A path has one row and one failure at the most, and the newer counts:
+A path that is no UTF-8 is written as `as_utf_8` shows it.
 
-    part-00003  a b c           part-00003  a c       `b` had changed and was embedded again. What an older
+A run that was stopped in any way goes on: what OUT holds is not made again, unless the file has changed
+since. Failed files are tried again. A path has one result and one failure at the most, and the newer counts:
+
+    part-00003  a b c           part-00003  a c       `b` had changed and was read again. What an older
     part-00019  b d       ─►    part-00019  b d       part says of it is taken out at the end, or at the next
                                                       start where there was no end
 
@@ -23,20 +26,13 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
-from service.bulk_inputs import filesystem_of, modified_s, place_of
-from service.bulk_table import (
-    CannotRun,
-    Row,
-    Table,
-    as_utf_8,
-    check_parquet,
-    model_of,
-    not_a_table,
-    write_whole,
-)
-from service.offline import Embed, FileResult, Place
+from service.bulk.errors import CommandError
+from service.bulk.inputs import filesystem_of, location_of, modified_s
+from service.bulk.kinds import Kind, R
+from service.bulk.offline import FileResult, Location, Work
+from service.bulk.table import as_utf_8, check_parquet, model_of, not_a_table, write_whole
 
 if TYPE_CHECKING:
     import pyarrow
@@ -44,60 +40,58 @@ if TYPE_CHECKING:
 PART_ROWS = 1024  # 12 MB at 3072 numbers a row
 PART_S = 300.0  # a part is written after so many seconds, however few rows it has
 PART, FAILED = "part-", "_failed-"
-NOT_UTF_8 = "its name is not UTF-8, and parquet holds no other; rename it"
 
 
-class Sound(NamedTuple):
-    """A file to embed, and when it was last modified (seconds since 1970)."""
+class InputFile(NamedTuple):
+    """A file to read, and when it was last modified (seconds since 1970)."""
 
-    place: Place
+    location: Location
     modified_s: float
 
     @property
     def name(self) -> str:
-        return as_utf_8(str(self.place))
+        return as_utf_8(str(self.location))
 
 
 @dataclass
-class Part:
-    """A stretch of results: rows and the sentences of failures by path, no path in both."""
+class Part(Generic[R]):
+    """Results that are written together: rows, and the sentences of failures, by path, no path in both."""
 
-    rows: dict[str, Row] = field(default_factory=dict)
+    kind: Kind[R]
+    rows: dict[str, R] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows) + len(self.failures)
 
-    def add(self, sound: Sound, result: FileResult) -> None:
+    def add(self, file: InputFile, result: FileResult) -> None:
         if result.error is not None:
-            self.failures[sound.name] = result.error
-        elif sound.name != str(sound.place):
-            self.failures[sound.name] = NOT_UTF_8
+            self.failures[file.name] = as_utf_8(result.error)
         else:
-            assert result.embedding is not None
-            assert result.duration_s is not None
-            self.rows[sound.name] = Row(result.embedding, result.duration_s, sound.modified_s)
+            self.rows[file.name] = self.kind.row(result, file.modified_s)
 
-    def write(self, folder: "Folder", number: int, model_id: str) -> None:
-        """As the files `number` of the folder. Raises CannotRun."""
+    def write(self, folder: "Folder", number: int, made_by: str) -> None:
+        """As the files `number` of the folder. Raises CommandError."""
         if self.failures:
             import pyarrow
 
-            columns = {"paths": list(self.failures), "errors": list(self.failures.values())}
-            folder.write(_named(FAILED, number), pyarrow.table(columns))
+            columns = (list(self.failures), list(self.failures.values()))
+            names = (self.kind.path_column, self.kind.error_column)
+            folder.write(_named(FAILED, number), pyarrow.table(dict(zip(names, columns, strict=True))))
         if self.rows:
-            folder.write(_named(PART, number), Table.of(self.rows, model_id).to_arrow())
+            folder.write(_named(PART, number), self.kind.to_arrow(self.rows, made_by))
 
 
 class Folder:
     """Parquet files by name, in a folder of this machine or, by a URL, elsewhere."""
 
-    def __init__(self, out: str) -> None:
-        """Raises CannotRun."""
+    def __init__(self, out: str, noun: str) -> None:
+        """noun: what they hold, for sentences. Raises CommandError."""
         check_parquet()
-        place = place_of(out.removeprefix("file://"))
-        self.is_local = isinstance(place, Path)
-        self.out = str(place.absolute()) if isinstance(place, Path) else place
+        self._noun = noun
+        location = location_of(out.removeprefix("file://"))
+        self.is_local = isinstance(location, Path)
+        self.out = str(location.absolute()) if isinstance(location, Path) else location
         self._filesystem, self._root = filesystem_of(self.out)
 
     def names(self, prefix: str) -> list[str]:
@@ -118,11 +112,11 @@ class Folder:
                 rows = pyarrow.parquet.read_table(file, columns=columns)
             return rows.select(columns) if columns else rows
         except (OSError, KeyError, pyarrow.ArrowException) as error:
-            raise not_a_table(f"{self.out.rstrip('/')}/{name}") from error
+            raise not_a_table(f"{self.out.rstrip('/')}/{name}", self._noun) from error
 
     def write(self, name: str, rows: "pyarrow.Table") -> None:
         """In one step: an object store shows a file once it is whole, and here it is renamed then. Raises
-        CannotRun."""
+        CommandError."""
         import pyarrow.parquet
 
         if self.is_local:
@@ -133,14 +127,14 @@ class Folder:
         try:
             self._filesystem.pipe_file(self._path(name), buffer.getvalue())
         except Exception as error:  # those of fsspec's many file systems share no class but this
-            raise CannotRun(f"{self._path(name)} cannot be written: {error}") from error
+            raise CommandError(f"{self._path(name)} cannot be written: {error}") from error
 
     def remove(self, name: str) -> None:
         self._filesystem.rm_file(self._path(name))
 
     def prepare(self) -> None:
         """Makes it where it is missing, and clears what a killed run has left half-written. Raises
-        CannotRun."""
+        CommandError."""
         if not self.is_local:
             return
         folder = Path(self._root)
@@ -149,23 +143,25 @@ class Folder:
             for leftover in folder.glob(".*.parquet.*.tmp"):
                 leftover.unlink(missing_ok=True)
         except OSError as error:
-            raise CannotRun(f"--out {self.out} cannot be written: {error.strerror or error}") from error
+            raise CommandError(f"--out {self.out} cannot be written: {error.strerror or error}") from error
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
 
 
-class Parts:
-    """What a folder holds of one model's embeddings, and which files are missing there."""
+class Parts(Generic[R]):
+    """What a folder holds of one model's results, and which files are missing there."""
 
-    def __init__(self, out: str, model_id: str, *, overwrite: bool = False) -> None:
-        """Raises CannotRun where the folder cannot be used, or holds another model's embeddings."""
-        self.folder = Folder(out)
+    def __init__(self, out: str, kind: Kind[R], made_by: str, *, overwrite: bool = False) -> None:
+        """made_by: the model, and with what it is asked. Raises CommandError where the folder cannot be used,
+        or holds what another has made."""
+        self.folder = Folder(out, kind.noun)
         self.folder.prepare()
-        self.model_id = model_id
-        self.n_found = self.n_embedded_already = 0
+        self.kind = kind
+        self.made_by = made_by
+        self.n_found = self.n_done_already = 0
         self._out = out
-        self._ledger = _Ledger()
+        self._index = _PathIndex()
         self._stale: set[str] = set()  # files with rows that a newer file has, too
         if overwrite:
             for name in (*self.folder.names(FAILED), *self.folder.names(PART)):
@@ -173,36 +169,36 @@ class Parts:
         self._next = self._read_all()
         self.tidy()
 
-    def missing(self, places: Iterable[Place]) -> Iterator[Sound]:
-        """Each file once, if it has no row or has changed since it was embedded."""
-        for place in places:
-            sound = Sound(place, modified_s(place))
-            is_new, embedded_s = self._ledger.look_up(sound.name)
+    def missing(self, locations: Iterable[Location]) -> Iterator[InputFile]:
+        """Each file once, if it has no row or has changed since it got one."""
+        for location in locations:
+            file = InputFile(location, modified_s(location))
+            is_new, done_s = self._index.look_up(file.name)
             if not is_new:
                 continue
             self.n_found += 1
-            if embedded_s == sound.modified_s:
-                self.n_embedded_already += 1
+            if done_s == file.modified_s:
+                self.n_done_already += 1
             else:
-                yield sound
+                yield file
 
     def new_number(self) -> int:
         self._next += 1
         return self._next - 1
 
-    def keep(self, part: Part) -> None:
-        """Raises CannotRun."""
+    def keep(self, part: Part[R]) -> None:
+        """Raises CommandError."""
         if len(part):
             number = self.new_number()
-            part.write(self.folder, number, self.model_id)
+            part.write(self.folder, number, self.made_by)
             self.note(number, {name: row.modified_s for name, row in part.rows.items()}, part.failures)
 
-    def note(self, number: int, embedded: dict[str, float], failed: Iterable[str]) -> None:
+    def note(self, number: int, done: dict[str, float], failed: Iterable[str]) -> None:
         """That the files `number` are written, with these paths and the times of their files."""
-        for name, time_s in embedded.items():
-            self._supersede(self._ledger.put_row(name, time_s, number))
+        for name, time_s in done.items():
+            self._supersede(self._index.put_row(name, time_s, number))
         for name in failed:
-            self._supersede((None, self._ledger.put_failure(name, number)))
+            self._supersede((None, self._index.put_failure(name, number)))
 
     def forget(self, number: int) -> None:
         """Removes the files `number`, which were not noted, if they are there."""
@@ -211,13 +207,15 @@ class Parts:
                 self.folder.remove(name)
 
     def tidy(self) -> None:
-        """Takes out of older files what newer ones say again."""
+        """Removes from older files the paths that newer ones hold, too."""
         import pyarrow
 
         for name in sorted(self._stale):
             rows = self.folder.read(name)
             number, is_part = _number_of(name), name.startswith(PART)
-            kept = [self._ledger.is_at(path, number, is_part) for path in rows["paths"].to_pylist()]
+            kept = [
+                self._index.is_at(path, number, is_part) for path in rows[self.kind.path_column].to_pylist()
+            ]
             if any(kept):
                 self.folder.write(name, rows.filter(pyarrow.array(kept)))
             else:
@@ -226,72 +224,66 @@ class Parts:
 
     def counts(self) -> tuple[int, int]:
         """Of the files that `missing` was given: how many have a row, how many have failed in the end."""
-        return self._ledger.counts()
+        return self._index.counts()
 
     def _read_all(self) -> int:
-        """Into the ledger; returns the first free number."""
-        numbers = [-1]
+        """Into the index; returns the first free number."""
+        paths, numbers = self.kind.path_column, [-1]
         for name in self.folder.names(PART):
-            rows = self.folder.read(name, ["paths", "modified_s"])
-            self._check_model(model_of(rows))
+            rows = self.folder.read(name, [paths, "modified_s"])
+            if (made_by := model_of(rows)) != self.made_by:
+                raise self.kind.made_by_another(self._out, made_by, self.made_by)
             numbers.append(_number_of(name))
-            times = zip(rows["paths"].to_pylist(), rows["modified_s"].to_pylist(), strict=True)
+            times = zip(rows[paths].to_pylist(), rows["modified_s"].to_pylist(), strict=True)
             self.note(numbers[-1], dict(times), ())
         for name in self.folder.names(FAILED):
             numbers.append(_number_of(name))
-            for path in self.folder.read(name, ["paths"])["paths"].to_pylist():
-                self._supersede((None, self._ledger.put_failure(path, numbers[-1])))
-                if self._ledger.has_newer_row(path, numbers[-1]):
+            for path in self.folder.read(name, [paths])[paths].to_pylist():
+                self._supersede((None, self._index.put_failure(path, numbers[-1])))
+                if self._index.has_newer_row(path, numbers[-1]):
                     self._stale.add(name)
-                    self._ledger.drop_failure(path)
+                    self._index.drop_failure(path)
         return max(numbers) + 1
 
-    def _check_model(self, model: str) -> None:
-        if model != self.model_id:
-            raise CannotRun(
-                f"{self._out} holds embeddings of {model or 'an unknown model'}, not of {self.model_id}; "
-                "choose another --out, or start anew with --overwrite"
-            )
-
     def _supersede(self, older: tuple[int | None, int | None]) -> None:
-        """older: the numbers of the part and of the failures that held the path until now."""
+        """older: the numbers of the part and of the file of failures that held the path until now."""
         for prefix, number in zip((PART, FAILED), older, strict=True):
             if number is not None:
                 self._stale.add(_named(prefix, number))
 
 
-def embed_into(
-    parts: Parts, embed: Embed, places: Iterable[Place], *, part_rows: int
+def work_into(
+    parts: Parts[R], work: Work, locations: Iterable[Location], *, part_rows: int
 ) -> Generator[FileResult, None, None]:
-    """Embeds what is missing and keeps it, part after part; gives each result on, to be shown."""
-    under_way: deque[Sound] = deque()
+    """Makes what is missing and keeps it, part after part; gives each result on, to be shown."""
+    in_flight: deque[InputFile] = deque()
 
-    def noted() -> Iterator[Place]:
-        for sound in parts.missing(places):
-            under_way.append(sound)
-            yield sound.place
+    def remembered() -> Iterator[Location]:
+        for file in parts.missing(locations):
+            in_flight.append(file)
+            yield file.location
 
-    part, began_at = Part(), time.monotonic()
+    part, began_at = Part(parts.kind), time.monotonic()
     try:
-        for result in embed(noted()):
-            part.add(under_way.popleft(), result)
+        for result in work(remembered()):
+            part.add(in_flight.popleft(), result)
             yield result
             if len(part) >= part_rows or time.monotonic() - began_at > PART_S:
                 parts.keep(part)
-                part, began_at = Part(), time.monotonic()
+                part, began_at = Part(parts.kind), time.monotonic()
     finally:  # also when stopped
         parts.keep(part)
     parts.tidy()
 
 
-def stretches(sounds: Iterable[Sound], n: int) -> Iterator[Sequence[Sound]]:
+def chunked(files: Iterable[InputFile], n: int) -> Iterator[Sequence[InputFile]]:
     """`n` at a time."""
-    left = iter(sounds)
-    while stretch := list(islice(left, n)):
-        yield stretch
+    left = iter(files)
+    while chunk := list(islice(left, n)):
+        yield chunk
 
 
-class _Ledger:
+class _PathIndex:
     """Which path is in which part, and in which file of failures: a table on disk, gone with this object."""
 
     def __init__(self) -> None:
@@ -311,7 +303,8 @@ class _Ledger:
         return not is_seen, modified_s
 
     def put_row(self, path: str, modified_s: float, part: int) -> tuple[int | None, int | None]:
-        """It has a row in this part now, and no failure. Returns the part and the failures where it was."""
+        """It has a row in this part now, and no failure. Returns the part and the file of failures that held
+        it before."""
         older = self._make(path)
         self._tables.execute(
             "UPDATE paths SET modified_s = ?, part = ?, failure = NULL WHERE path = ?",
@@ -320,7 +313,7 @@ class _Ledger:
         return older
 
     def put_failure(self, path: str, failure: int) -> int | None:
-        """It has failed; a row from before stays. Returns the failures where it was."""
+        """It has failed; a row from before stays. Returns the file of failures that held it before."""
         _, older = self._make(path)
         self._tables.execute("UPDATE paths SET failure = ? WHERE path = ?", [failure, path])
         return older
@@ -337,10 +330,10 @@ class _Ledger:
         return bool((part if is_part else failure) == number)
 
     def counts(self) -> tuple[int, int]:
-        n_embedded, n_failed = self._tables.execute(
+        n_done, n_failed = self._tables.execute(
             "SELECT count(part), count(failure) FROM paths WHERE is_seen"
         ).fetchone()
-        return n_embedded, n_failed
+        return n_done, n_failed
 
     def _make(self, path: str) -> tuple[int | None, int | None]:
         self._tables.execute("INSERT OR IGNORE INTO paths (path) VALUES (?)", [path])

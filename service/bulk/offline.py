@@ -1,4 +1,4 @@
-"""Files in, embeddings out, in order: the server's pipeline without HTTP.
+"""Files in, embeddings or tags out, in order: the server's pipeline without HTTP.
 
     paths ─► decode and log-mel, ahead, in `workers` threads ─► rounds ─► batches ─► pooled ─► results
 
@@ -7,17 +7,19 @@ long file or of many short ones, groups them by padded length and runs them in b
 Neither a long file nor a long list is ever held as a whole.
 
 A file of this machine is named by its Path, one elsewhere by a URL (s3://, gs://, ... through fsspec), which
-is fetched by the thread that decodes it.
+is fetched by the thread that decodes it. A path may lead through an archive, too: `archives`.
 """
 
 import os
 import shutil
+import stat
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path, PurePath
 from typing import BinaryIO, cast
@@ -25,86 +27,148 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from service.audio import SUFFIXES, AudioStream, Samples
+from service.bulk.archives import source_of
 from service.errors import AudioMissing, ViolaError
-from service.model import Model
-from service.windows import Piece, Pool, cut, embed_pieces
+from service.inference.heads import Head, Tag, best_tags, named_head
+from service.inference.model import Model, Output
+from service.inference.tags import clip_scores, tag_pool
+from service.inference.windows import Embedding, Piece, Pool, Window, cut, embed_pieces
+from service.sound.audio import AudioStream
+from service.sound.blocks import Samples
+from service.sound.formats import SUFFIXES
 
 BATCH_FRAMES = 2048  # log-mel frames in a batch: about twenty clips of 1 s
-BATCHES_A_ROUND = 2
+BATCHES_PER_ROUND = 2
 FILES_AHEAD = 96  # more short clips than a round has, so that the next round is decoded during this one
-PIECES_AHEAD = 4  # windows of a long file: a round of them
+CHUNK_WINDOWS = 4  # of a long file, decoded at a time: a round of them
 FETCHED_BYTES = 1 << 20  # of a URL's file in memory; a longer one goes into a temporary file
 
-Place = Path | str  # a file of this machine, or a URL
+Location = Path | str  # a file of this machine, or a URL
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Of one file, by a head of a model: the best first, or none."""
+
+    model: str
+    head: str
+    best: tuple[Tag, ...]
 
 
 @dataclass(frozen=True)
 class FileResult:
-    """One file: its embedding (D,) float32 and its length in seconds, or a sentence on what is wrong."""
+    """One file: its embedding (D,) float32 or its tags, and its length in seconds; or a sentence on what is
+    wrong."""
 
-    path: Place
+    path: Location
     embedding: NDArray[np.float32] | None = None
     duration_s: float | None = None
     error: str | None = None
+    tags: Tags | None = None
 
 
-Embed = Callable[[Iterable[Place]], Iterator[FileResult]]  # one result per file, in order
+Work = Callable[[Iterable[Location]], Iterator[FileResult]]  # one result per file, in order
+ModelWork = Callable[..., Iterator[FileResult]]  # (model, paths, *, workers): the same of a model
 
 
 def embed_files(
-    model: Model, paths: Iterable[Place], *, workers: int = 1, batch_frames: int = BATCH_FRAMES
+    model: Model,
+    paths: Iterable[Location],
+    *,
+    normalize: bool | None = None,
+    dimensions: int | None = None,
+    workers: int = 1,
+    batch_frames: int = BATCH_FRAMES,
 ) -> Iterator[FileResult]:
     """One result per path, in input order; a bad file gives an error and the rest goes on.
 
     `workers` threads decode ahead while the caller's thread runs the model. `batch_frames` bounds a batch in
-    padded log-mel frames.
-    """
-    clips = (_Clip(model, path) for path in paths)
-    executor = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    try:
-        for parts in _rounds(_decoded(clips, executor), BATCHES_A_ROUND * batch_frames):
-            _run(model, parts, batch_frames)
-            yield from (part.clip.result() for part in parts if part.is_last)
-    finally:
-        executor.shutdown(cancel_futures=True)
+    padded log-mel frames. normalize, dimensions: as of /embed. Raises BadRequest where the model has none of
+    it."""
+    project = model.project_of(normalize=normalize, dimensions=dimensions)
+
+    def vector_of(clip: _Clip) -> NDArray[np.float32]:
+        vector = clip.embedding().vector
+        return vector if project is None else project(vector[None])[0]
+
+    new_pool = partial(_new_pool, model)
+    for clip in _embedded(model, paths, new_pool, workers=workers, batch_frames=batch_frames):
+        yield clip.failure() or FileResult(clip.path, vector_of(clip), clip.duration_s)
+
+
+def classify_files(
+    model: Model,
+    paths: Iterable[Location],
+    *,
+    head: str,
+    top_k: int,
+    threshold: float,
+    workers: int = 1,
+) -> Iterator[FileResult]:
+    """The same with the tags that /classify gives. Raises UnknownHead."""
+    scorer = named_head(model.heads, head, model=model.card.name)
+
+    def tags(clip: _Clip) -> Tags:
+        scores = clip_scores(scorer, clip.embedding()).scores
+        best = best_tags(scorer, scores, top_k=top_k, threshold=threshold)
+        return Tags(model.card.name, scorer.name, tuple(best))
+
+    for clip in _embedded(model, paths, partial(_new_tag_pool, model, scorer), workers=workers):
+        yield clip.failure() or FileResult(clip.path, duration_s=clip.duration_s, tags=tags(clip))
 
 
 def audio_files(paths: Iterable[Path]) -> list[Path]:
-    """Files as they are named; for a folder the audio files at any depth, by suffix, sorted, hidden ones left
-    out. Each once."""
-    found = (sounds_below(path) if path.is_dir() else [path] for path in paths)
+    """Files as they are named; for a folder what `audio_files_below` gives of it. Each once."""
+    found = (audio_files_below(path) if path.is_dir() else [path] for path in paths)
     return list(dict.fromkeys(chain.from_iterable(found)))
 
 
-def sounds_below(folder: Path) -> Iterator[Path]:
-    """The audio files of a folder as `audio_files` has them, one after the other: no more than the names of a
-    folder are held.
+def audio_files_below(folder: Path) -> Iterator[Path]:
+    """The audio files of a folder at any depth, by suffix, sorted, hidden ones left out, one after the other:
+    no more than the names of a folder are held. Links to files are followed, links to folders are not: what
+    they lead to may lie there twice, or hold the link itself.
 
-    A folder that cannot be read is given as it is: whoever opens it learns the reason.
+    A folder that cannot be read, a link to a folder and one to nowhere are given as they are: whoever opens
+    them learns the reason, and `no_file` has it.
     """
     try:
         with os.scandir(folder) as entries:
             found = sorted(
-                (entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if _is_wanted(entry)
+                (entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if _is_given(entry)
             )
     except OSError:
         yield folder
         return
     for name, is_folder in found:
         if is_folder:
-            yield from sounds_below(folder / name)
+            yield from audio_files_below(folder / name)
         else:
             yield folder / name
 
 
-def _is_wanted(entry: os.DirEntry[str]) -> bool:
+def no_file(path: Path) -> str | None:
+    """Why a path leads to nothing that could be read as a file; None where it may, or where opening it tells
+    more."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return f"it is a link to {path.readlink()}, which is not there" if path.is_symlink() else None
+    if stat.S_ISDIR(mode):
+        return "it is a link to a folder, which is not followed: name it, too" if path.is_symlink() else None
+    return None if stat.S_ISREG(mode) else "it is a pipe, a device or a socket, and no file"
+
+
+def _is_given(entry: os.DirEntry[str]) -> bool:
     if entry.name.startswith("."):
         return False
-    return entry.is_dir(follow_symlinks=False) or (is_sound(entry.name) and entry.is_file())
+    try:
+        mode = entry.stat().st_mode
+    except OSError:  # a link to nowhere: a sound's, or perhaps a folder's
+        return is_audio_file(entry.name) or not PurePath(entry.name).suffix
+    return stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and is_audio_file(entry.name))
 
 
-def is_sound(name: str) -> bool:
+def is_audio_file(name: str) -> bool:
     """By its suffix."""
     return PurePath(name).suffix.lower() in SUFFIXES
 
@@ -124,48 +188,85 @@ def fetched(url: str) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, copy)
 
 
-class _Clip:
-    """A file on its way through the pipeline, decoded part by part."""
+def _embedded(
+    model: Model,
+    paths: Iterable[Location],
+    new_pool: "NewPool",
+    *,
+    workers: int,
+    batch_frames: int = BATCH_FRAMES,
+) -> Iterator["_Clip"]:
+    """The clip of each path, when its pool holds all its windows or it has failed."""
+    clips = (_Clip(model, path, new_pool) for path in paths)
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        for chunks in _rounds(_decoded(clips, executor), BATCHES_PER_ROUND * batch_frames):
+            _run(model, chunks, batch_frames)
+            yield from (chunk.clip for chunk in chunks if chunk.is_last)
+    finally:
+        executor.shutdown(cancel_futures=True)
 
-    def __init__(self, model: Model, path: Place) -> None:
-        self.pool = Pool(model.card)
-        self._path = path
+
+NewPool = Callable[[float | None], Pool]  # of a clip of so many seconds; None: it is longer than a chunk
+
+
+def _new_pool(model: Model, whole_s: float | None) -> Pool:
+    return Pool(model.card)
+
+
+def _new_tag_pool(model: Model, head: Head, whole_s: float | None) -> Pool:
+    return tag_pool(model.card, head, whole_s=whole_s)
+
+
+class _Clip:
+    """A file on its way through the pipeline, decoded chunk by chunk."""
+
+    def __init__(self, model: Model, path: Location, new_pool: NewPool) -> None:
+        self.path = path
+        self.pool: Pool  # once the first chunk is decoded
+        self._new_pool = new_pool
+        self.duration_s = 0.0
         self._error: str | None = None
-        self._duration_s = 0.0
         blocks = self._blocks(model.card.sample_rate)
         self._pieces = cut(model.logmel_blocks(blocks), model.card.windows)
 
-    def decode_part(self) -> "_Part":
-        """Called in a decode thread, for one part at a time."""
+    def decode_chunk(self) -> "_Chunk":
+        """In a decode thread, one chunk after the other."""
         try:
-            pieces = list(islice(self._pieces, PIECES_AHEAD))
+            pieces = list(islice(self._pieces, CHUNK_WINDOWS))
         except ViolaError as error:
             self._error = str(error)
         except OSError as error:  # of the disk, or of what is no regular file
             self._error = f"the file cannot be read: {error.strerror or error}"
         else:
-            return _Part(self, pieces, is_last=len(pieces) < PIECES_AHEAD)
-        return _Part(self, [], is_last=True)
+            is_last = len(pieces) < CHUNK_WINDOWS
+            if not hasattr(self, "pool"):
+                self.pool = self._new_pool(self.duration_s if is_last else None)
+            return _Chunk(self, pieces, is_last)
+        return _Chunk(self, [], is_last=True)
 
-    def result(self) -> FileResult:
-        if self._error:
-            return FileResult(self._path, error=self._error)
-        return FileResult(self._path, self.pool.result().vector, self._duration_s)
+    def embedding(self) -> Embedding:
+        return self.pool.result(duration_s=self.duration_s)
+
+    def failure(self) -> FileResult | None:
+        return FileResult(self.path, error=self._error) if self._error else None
 
     def _blocks(self, sample_rate: int) -> Iterator[Samples]:
-        if isinstance(self._path, Path):
-            yield from self._decoded(AudioStream(self._path, sample_rate=sample_rate))
+        if isinstance(self.path, Path):
+            if reason := no_file(self.path):
+                raise AudioMissing(reason)
+            yield from self._decoded(AudioStream(source_of(self.path), sample_rate=sample_rate))
             return
-        with fetched(self._path) as copy:
+        with fetched(self.path) as copy:
             yield from self._decoded(AudioStream(copy, sample_rate=sample_rate))
 
     def _decoded(self, audio: AudioStream) -> Iterator[Samples]:
         yield from audio
-        self._duration_s = audio.duration_s
+        self.duration_s = audio.duration_s
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Chunk:
     """Some windows of a clip, all of a short one."""
 
     clip: _Clip
@@ -173,43 +274,47 @@ class _Part:
     is_last: bool
 
 
-def _decoded(clips: Iterator[_Clip], executor: ThreadPoolExecutor) -> Iterator[_Part]:
-    """The parts of all clips in order; of each of the next FILES_AHEAD clips, one part is decoded ahead."""
-    ahead: deque[tuple[_Clip, Future[_Part]]] = deque()
+def _decoded(clips: Iterator[_Clip], executor: ThreadPoolExecutor) -> Iterator[_Chunk]:
+    """The chunks of all clips in order; of each of the next FILES_AHEAD clips, one chunk is decoded ahead."""
+    ahead: deque[tuple[_Clip, Future[_Chunk]]] = deque()
     while True:
         for clip in islice(clips, FILES_AHEAD - len(ahead)):
-            ahead.append((clip, executor.submit(clip.decode_part)))
+            ahead.append((clip, executor.submit(clip.decode_chunk)))
         if not ahead:
             return
         clip, future = ahead.popleft()
-        part = future.result()
-        if not part.is_last:
-            ahead.appendleft((clip, executor.submit(clip.decode_part)))
-        yield part
+        chunk = future.result()
+        if not chunk.is_last:
+            ahead.appendleft((clip, executor.submit(clip.decode_chunk)))
+        yield chunk
 
 
-def _rounds(parts: Iterator[_Part], round_frames: int) -> Iterator[list[_Part]]:
-    gathered: list[_Part] = []
+def _rounds(chunks: Iterator[_Chunk], round_frames: int) -> Iterator[list[_Chunk]]:
+    gathered: list[_Chunk] = []
     n_frames = 0
-    for part in parts:
-        gathered.append(part)
-        n_frames += sum(piece.logmel.shape[1] for piece in part.pieces)
+    for chunk in chunks:
+        gathered.append(chunk)
+        n_frames += sum(piece.logmel.shape[1] for piece in chunk.pieces)
         if n_frames >= round_frames:
             yield gathered
             gathered, n_frames = [], 0
     yield gathered
 
 
-def _run(model: Model, parts: Sequence[_Part], batch_frames: int) -> None:
+def _run(model: Model, chunks: Sequence[_Chunk], batch_frames: int) -> None:
     """All pieces through the model, those of one padded length together, into their clips' pools."""
 
-    def kind(item: tuple[_Clip, Piece]) -> tuple[int, bool]:
-        _, piece = item  # trimmed windows need the graph's frames: 3 MB a window that others do without
-        return model.padded_length(piece.logmel.shape[1]), piece.window.is_trimmed
+    def kind(item: tuple[_Clip, Piece]) -> tuple[int, bool, bool]:
+        clip, piece = item  # who needs the graph's frames, 3 MB a window, apart from those that do without
+        return model.padded_length(piece.logmel.shape[1]), piece.window.is_trimmed, clip.pool.needs_frames
 
-    items = [(part.clip, piece) for part in parts for piece in part.pieces]
-    for (length, _), group in groupby(sorted(items, key=kind), key=kind):
+    items = [(chunk.clip, piece) for chunk in chunks for piece in chunk.pieces]
+    outputs: dict[tuple[_Clip, Window], Output] = {}
+    for (length, _, frames), group in groupby(sorted(items, key=kind), key=kind):
         while batch := list(islice(group, max(1, batch_frames // length))):
-            outputs = embed_pieces(model.run, [piece for _, piece in batch])
-            for (clip, piece), output in zip(batch, outputs, strict=True):
-                clip.pool.add(piece.window, output)
+            ran = embed_pieces(model.run, [piece for _, piece in batch], frames=frames)
+            outputs |= {
+                (clip, piece.window): output for (clip, piece), output in zip(batch, ran, strict=True)
+            }
+    for clip, piece in items:  # in their order, which a pool of frames needs
+        clip.pool.add(piece.window, outputs[clip, piece.window])

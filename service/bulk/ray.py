@@ -1,21 +1,22 @@
-"""Files in, a folder of parts out, on the machines of a Ray cluster: for `python -m service embed --ray`.
+"""Files in, a folder of parts out, on the machines of a Ray cluster: for `--ray`.
 
     missing files ─► units of `part_rows` ─► Ray Data ─► actors, one model each ─► part-00007.parquet
-                     numbered here                        │ fetch, embed, write
+                     numbered here                        │ fetch, embed or classify, write
                                                           └─► what failed, to be noted here
 
 A unit's part has the unit's number. An actor that dies, or its machine, is started again by Ray, and its unit
-is embedded again: it writes files of the same names, in one step each, so that every sound is in the result
+is read again: it writes files of the same names, in one step each, so that every file is in the result
 once. A unit whose actors die TRIES times holds a file that kills whoever decodes it: it is cut into smaller
 units, down to the file alone, which is recorded as failed.
 
-Vectors never travel through Ray, and of the list of files only some units at a time.
+Vectors and tags never travel through Ray, and of the list of files only some units at a time.
 """
 
 import json
 import logging
 import math
 import os
+import socket
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,25 +24,32 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
+from urllib.parse import urlsplit
 
-from service.bulk_folder import Folder, Part, Parts, Sound, stretches
-from service.bulk_inputs import place_of
-from service.bulk_table import CannotRun
-from service.model import Model, Precision
-from service.offline import FileResult, embed_files
-from service.session import Device
+from service.bulk.errors import CommandError
+from service.bulk.folder import Folder, InputFile, Part, Parts, chunked
+from service.bulk.inputs import location_of
+from service.bulk.kinds import Kind, R
+from service.bulk.offline import FileResult, ModelWork
+from service.inference.model import Model, Precision
+from service.inference.session import Device
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from service.offline import Place
+    from service.bulk.offline import Location
 
 LOCAL = "local"
 UNITS_PER_ACTOR = 16  # that are known to Ray at a time
 TRIES = 2  # of a unit whose actor dies
 STORE_BYTES = 256 << 20  # of the object store of a Ray started here: it holds lists of paths
-DIED = f"whoever embeds it dies, {TRIES} times so far"
+CONNECT_S = 5.0  # until a cluster's address has answered
+# RFC 9113 (3.4, 6.5): gRPC, which a Ray speaks, is HTTP/2, whose first frame on either side is SETTINGS.
+HTTP_2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+HTTP_2_FRAME_BYTES, SETTINGS = 9, 4
+CLIENT_PORT = 10001  # of ray://
+DIED = f"whoever reads it dies, {TRIES} times so far"
 
 
 @dataclass(frozen=True)
@@ -63,23 +71,29 @@ class Unit:
     """The files of one part."""
 
     number: int
-    sounds: Sequence[Sound]
+    files: Sequence[InputFile]
 
 
-def embed_on_ray(
-    parts: Parts, places: "Iterable[Place]", cluster: Cluster, model_folder: Path, *, part_rows: int
+def work_on_ray(
+    parts: Parts[R],
+    work: ModelWork,
+    locations: "Iterable[Location]",
+    cluster: Cluster,
+    model_folder: Path,
+    *,
+    part_rows: int,
 ) -> Generator[FileResult, None, None]:
-    """Embeds what is missing into `parts`; gives what has become of each file, without its vector.
+    """Makes what is missing into `parts`; gives what has become of each file, without its vector or tags.
 
-    Raises CannotRun where Ray is missing, does not answer, or stops.
+    Raises CommandError where Ray is missing, does not answer, or stops.
     """
-    fresh = (Unit(parts.new_number(), each) for each in stretches(parts.missing(places), part_rows))
+    fresh = (Unit(parts.new_number(), each) for each in chunked(parts.missing(locations), part_rows))
     again = deque(islice(fresh, 1))
     if not again:
         return
     ray = _started(cluster)
     try:
-        run = _runner(ray, parts, cluster, model_folder)
+        run = _runner(ray, parts, work, cluster, model_folder)
         n_at_once = UNITS_PER_ACTOR * _n_actors(ray, cluster)
         while True:
             units = [again.popleft() for _ in range(min(len(again), n_at_once))]
@@ -88,43 +102,54 @@ def embed_on_ray(
                 break
             for unit, failures in run(units):
                 if failures is not None:
-                    embedded = {s.name: s.modified_s for s in unit.sounds if s.name not in failures}
-                    parts.note(unit.number, embedded, failures)
-                    yield from (FileResult(s.place, error=failures.get(s.name)) for s in unit.sounds)
+                    done = {s.name: s.modified_s for s in unit.files if s.name not in failures}
+                    parts.note(unit.number, done, failures)
+                    yield from (FileResult(s.location, error=failures.get(s.name)) for s in unit.files)
                     continue
                 parts.forget(unit.number)
-                if len(unit.sounds) > 1:
-                    again += (Unit(parts.new_number(), each) for each in smaller(unit.sounds))
+                if len(unit.files) > 1:
+                    again += (Unit(parts.new_number(), each) for each in smaller(unit.files))
                 else:
-                    killer = FileResult(unit.sounds[0].place, error=DIED)
-                    parts.keep(Part(failures={unit.sounds[0].name: DIED}))
+                    killer = FileResult(unit.files[0].location, error=DIED)
+                    parts.keep(Part(parts.kind, failures={unit.files[0].name: DIED}))
                     yield killer
     except ray.exceptions.RayError as error:
-        raise CannotRun(f"Ray stopped: {_last_line(error)}") from error
+        raise CommandError(f"Ray stopped: {_last_line(error)}") from error
     finally:
         ray.shutdown()
     parts.tidy()
 
 
-def smaller(sounds: Sequence[Sound]) -> Iterator[Sequence[Sound]]:
-    """A stretch in pieces of the square root of its length: at most three rounds from 1024 files to one."""
-    return stretches(sounds, math.isqrt(len(sounds)))
+def smaller(files: Sequence[InputFile]) -> Iterator[Sequence[InputFile]]:
+    """A chunk in pieces of the square root of its length: at most three rounds from 1024 files to one."""
+    return chunked(files, math.isqrt(len(files)))
 
 
-class PartEmbedder:
+class PartWriter(Generic[R]):
     """An actor: a unit in, its part written, what failed out. It holds one model."""
 
-    def __init__(self, model: Any, attempts: Any, cluster: Cluster, out: str, model_id: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        attempts: Any,
+        cluster: Cluster,
+        work: ModelWork,
+        out: str,
+        kind: Kind[R],
+        made_by: str,
+    ) -> None:
         """model: its folder on this machine, or a reference to the content of its files by name."""
         import ray
 
-        with suppress(OSError):  # a machine without this folder embeds what has a URL or a whole path
+        with suppress(OSError):  # a machine without this folder reads what has a URL or a whole path
             os.chdir(cluster.folder)
+        self._work = work
         self._begun = attempts.begin
         self._get = ray.get
         self._workers = cluster.workers
-        self._out = Folder(out)
-        self._model_id = model_id
+        self._out = Folder(out, kind.noun)
+        self._kind = kind
+        self._made_by = made_by
         folder = model if isinstance(model, Path) else self._unpacked(ray.get(model))
         self._model = Model.load(
             folder, device=cluster.device, precision=cluster.precision, threads=cluster.threads
@@ -144,12 +169,12 @@ class PartEmbedder:
         number = int(row["number"])
         if self._get(self._begun.remote(number)) > TRIES:
             return {"number": number, "failures": "null"}
-        sounds = [Sound(place_of(text), modified_s) for text, modified_s in json.loads(row["sounds"])]
-        part = Part()
-        results = embed_files(self._model, (sound.place for sound in sounds), workers=self._workers)
-        for sound, result in zip(sounds, results, strict=True):
-            part.add(sound, result)
-        part.write(self._out, number, self._model_id)
+        files = [InputFile(location_of(text), modified_s) for text, modified_s in json.loads(row["files"])]
+        part = Part(self._kind)
+        results = self._work(self._model, (file.location for file in files), workers=self._workers)
+        for file, result in zip(files, results, strict=True):
+            part.add(file, result)
+        part.write(self._out, number, self._made_by)
         return {"number": number, "failures": json.dumps(part.failures)}
 
 
@@ -165,7 +190,7 @@ class Attempts:
 
 
 def _runner(
-    ray: Any, parts: Parts, cluster: Cluster, model_folder: Path
+    ray: Any, parts: Parts[R], work: ModelWork, cluster: Cluster, model_folder: Path
 ) -> Callable[[list[Unit]], Iterator[tuple[Unit, dict[str, str] | None]]]:
     """What runs units and gives each with its failures, as they come; None where its actors died."""
     attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
@@ -176,8 +201,16 @@ def _runner(
         by_number = {unit.number: unit for unit in units}
         rows = ray.data.from_items([_row_of(unit) for unit in units], override_num_blocks=len(units))
         done = rows.map(
-            PartEmbedder,
-            fn_constructor_args=(model, attempts, cluster, parts.folder.out, parts.model_id),
+            PartWriter,
+            fn_constructor_args=(
+                model,
+                attempts,
+                cluster,
+                work,
+                parts.folder.out,
+                parts.kind,
+                parts.made_by,
+            ),
             compute=compute,
             num_cpus=cluster.threads,
             num_gpus=None if cluster.device == "cpu" else 1,
@@ -190,7 +223,7 @@ def _runner(
 
 def _row_of(unit: Unit) -> dict[str, Any]:
     # As JSON, which also holds the names that are no UTF-8.
-    return {"number": unit.number, "sounds": json.dumps([(str(s.place), s.modified_s) for s in unit.sounds])}
+    return {"number": unit.number, "files": json.dumps([(str(s.location), s.modified_s) for s in unit.files])}
 
 
 def _content(folder: Path) -> dict[str, bytes]:
@@ -200,7 +233,7 @@ def _content(folder: Path) -> dict[str, bytes]:
 
 
 def _started(cluster: Cluster) -> Any:
-    """The module ray, connected. Raises CannotRun."""
+    """The module ray, connected. Raises CommandError."""
     is_local = cluster.address == LOCAL
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its own matters are told on stderr
     if is_local:
@@ -212,7 +245,9 @@ def _started(cluster: Cluster) -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise CannotRun("--ray needs Ray: pip install '.[ray]'") from error
+        raise CommandError("--ray needs Ray: pip install '.[ray]'") from error
+    if not is_local:
+        _check_answers(cluster.address)
     quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if is_local:
@@ -222,17 +257,51 @@ def _started(cluster: Cluster) -> Any:
                 "local", include_dashboard=False, num_cpus=n_cpus, object_store_memory=STORE_BYTES, **quietly
             )
         else:
-            package = str(Path(__file__).parent)
+            package = str(Path(__file__).parents[1])
             ray.init(
                 cluster.address, runtime_env={"py_modules": [package], "env_vars": _environment()}, **quietly
             )
     except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
-        raise CannotRun(f"no Ray answers at {cluster.address}: {_last_line(error)}") from error
+        raise CommandError(f"no Ray answers at {cluster.address}: {_last_line(error)}") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the command shows its own
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
+
+
+def _check_answers(address: str) -> None:
+    """That what is there may be a Ray: else `ray.init` waits for minutes without a word. An address without
+    host and port is left to Ray. Raises CommandError."""
+    try:
+        where = urlsplit(_found(address))
+        host, port = where.hostname, where.port or (CLIENT_PORT if where.scheme == "ray" else None)
+    except ValueError:
+        return
+    if not host or not port:
+        return
+    try:
+        with socket.create_connection((host, port), timeout=CONNECT_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return
+            connection.sendall(HTTP_2)
+            first = connection.recv(HTTP_2_FRAME_BYTES, socket.MSG_WAITALL)
+    except OSError as error:
+        raise CommandError(f"no Ray answers at {address}: {error.strerror or error}") from error
+    if first[3:4] != bytes([SETTINGS]):
+        raise CommandError(f"what answers at {address} is no Ray; is the port another server's?")
+
+
+def _found(address: str) -> str:
+    """A URL; of `auto` the address that Ray finds. Raises ValueError where it finds none."""
+    if address == "auto":
+        from ray._private.services import get_ray_address_from_environment
+
+        try:
+            address = get_ray_address_from_environment("auto", None)
+        except ConnectionError as error:
+            raise ValueError("Ray says so itself") from error
+    return address if "://" in address else f"gcs://{address}"
 
 
 def _environment() -> dict[str, str]:

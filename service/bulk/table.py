@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
@@ -10,14 +10,12 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from service.bulk.errors import CommandError
+
 if TYPE_CHECKING:
     import pyarrow
 
 MODEL_KEY = "viola_model"  # in a parquet file's metadata
-
-
-class CannotRun(Exception):  # noqa: N818 - read as a sentence
-    """The command cannot go on; its text says why and what to do."""
 
 
 class Row(NamedTuple):
@@ -30,8 +28,8 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """embeddings: (n, D) float32; paths: (n,) str; durations_s, modified_s: (n,) float64; model: who made
-    them."""
+    """embeddings: (n, D) float32; paths: (n,) str, in parquet `as_utf_8`; durations_s, modified_s: (n,)
+    float64; model: who made them."""
 
     embeddings: NDArray[np.float32]
     paths: NDArray[np.str_]
@@ -70,7 +68,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Raises CannotRun."""
+    """Raises CommandError where it cannot be read."""
     if path.suffix == ".parquet":
         return _read_parquet(path)
     try:
@@ -84,11 +82,11 @@ def read_table(path: Path) -> Table:
                 model=model,
             )
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise not_a_table(path) from error
+        raise not_a_table(path, "embeddings") from error
 
 
 def write_table(path: Path, table: Table) -> None:
-    """As .npz or .parquet, by the path's suffix, in one step. Raises CannotRun."""
+    """As .npz or .parquet, by the path's suffix, in one step. Raises CommandError."""
     if path.suffix != ".parquet":
         write_whole(path, lambda file: np.savez(file, **vars(table)))
         return
@@ -99,7 +97,7 @@ def write_table(path: Path, table: Table) -> None:
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     """What `write` puts into the file it is given, in one step: a reader sees no half-written file. Raises
-    CannotRun."""
+    CommandError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,35 +110,33 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise CannotRun(f"{path} cannot be written: {error.strerror or error}") from error
+        raise CommandError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def check_parquet(paths: Iterable[str] = ()) -> None:
-    """That parquet can be written, with these paths in it. Raises CannotRun."""
+def check_parquet() -> None:
+    """That parquet can be written. Raises CommandError."""
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
-        raise CannotRun("parquet needs pyarrow: pip install '.[bulk]', or write .npz") from error
-    for path in paths:
-        if (shown := as_utf_8(path)) != path:
-            raise CannotRun(
-                f"the name of {shown} is not UTF-8, and parquet holds no other; rename it or write .npz"
-            )
+        raise CommandError(
+            "parquet needs pyarrow: pip install '.[bulk]', or choose another suffix for --out"
+        ) from error
 
 
 def as_utf_8(path: str) -> str:
-    """The path, with a backslash for each byte that is no UTF-8."""
-    return path.encode(errors="backslashreplace").decode()
+    r"""The path as parquet can hold it and a terminal can show it: each byte that is no UTF-8 as `\xe9`, as a
+    shell's printf and Python's bytes write it, too."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def model_of(rows: "pyarrow.Table") -> str:
-    """Who made the embeddings of a parquet file; empty if it does not tell."""
+    """Who made the rows of a parquet file; empty if it does not tell."""
     return str((rows.schema.metadata or {}).get(MODEL_KEY.encode(), b"").decode())
 
 
-def not_a_table(path: Path | str) -> CannotRun:
-    return CannotRun(
-        f"{path} is not a table of embeddings; choose another --out, or start anew with --overwrite"
+def not_a_table(path: Path | str, of: str) -> CommandError:
+    return CommandError(
+        f"{path} is not a table of {of}; choose another --out, or start anew with --overwrite"
     )
 
 
@@ -158,4 +154,4 @@ def _read_parquet(path: Path) -> Table:
             model=model_of(rows),
         )
     except (OSError, KeyError, pyarrow.ArrowException) as error:
-        raise not_a_table(path) from error
+        raise not_a_table(path, "embeddings") from error

@@ -3,16 +3,15 @@
 import asyncio
 from types import TracebackType
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from service.errors import BadRequest, DeadlineExceeded
-from service.upload import ClientLeft
+from service.errors import BadRequest, DeadlineExceeded, shortened
 
 HEADER = "X-Deadline-S"
 
-# From then on somebody watches whether the client is still there. Most requests are answered earlier, and a
-# task for each would cost as much as the decoding of a short clip; what is waited for so long is worth it.
+# From then on a task watches whether the client is still there. Most requests are answered earlier, and a
+# task for each of them would take as long as decoding a short clip.
 WATCH_AFTER_S = 0.1
 
 
@@ -28,14 +27,16 @@ def deadline_s(request: Request, longest_s: float) -> float:
         seconds = 0.0
     if not 0 < seconds <= longest_s:  # NaN is refused here too
         raise BadRequest(
-            f"{HEADER} is {asked[:40]!r}; it must be a number of seconds above 0, and at most {longest_s:g}"
+            f"{HEADER} is {shortened(asked)!r}; it must be a number of seconds above 0, and at "
+            f"most {longest_s:g}"
         )
     return seconds
 
 
-class Attended:
-    """`async with Attended(receive, deadline_s):` – the work inside is cancelled, and DeadlineExceeded or
-    ClientLeft raised. The request's body must have been read: the next thing to come is its end."""
+class CancelScope:
+    """`async with CancelScope(receive, deadline_s):` – cancels the work inside at the deadline, or when the
+    client leaves, and raises DeadlineExceeded or starlette's ClientDisconnect. The request's body must have
+    been read: the next message can only be the disconnect."""
 
     def __init__(self, receive: Receive, deadline_s: float) -> None:
         self._receive = receive
@@ -58,7 +59,7 @@ class Attended:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError as late:
             if self._has_left:
-                raise ClientLeft from late
+                raise ClientDisconnect from late
             raise DeadlineExceeded(
                 f"the request was not done within {self._deadline_s:g} s; send less sound, or try again later"
             ) from late

@@ -1,8 +1,8 @@
-"""The signal to end in, a server that its clients leave in peace out.
+"""A signal to end in, a server that shuts down without losing a request out.
 
     SIGTERM ──────────────── delay ───────────────► the port is closed, what was accepted is finished, exit 0
        not ready; every answer ends its connection,
-       so that whoever keeps one open comes back elsewhere
+       so that its client connects again, to another server
 
 A second signal, or SIGINT (Ctrl-C), spares the delay.
 """
@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from service.protocol import Protocol
+from service.http.protocol import Protocol
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-# How long a connection that was just taken may be silent when the port is closed. Its request is on the way:
-# half a second is a round trip to anywhere, and a lost packet sent again.
+# How long a connection that was just accepted may be silent when the port is closed. Its request is on the
+# way: half a second is a round trip to anywhere, and a lost packet sent again.
 FIRST_REQUEST_S = 0.5
 
 
 class DrainingProtocol(Protocol):
-    """For uvicorn's `http`: a connection that was taken before the port was closed is not closed before its
+    """For uvicorn's `http`: a connection that was accepted before the port was closed stays open until its
     request has come."""
 
     def shutdown(self) -> None:

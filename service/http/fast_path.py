@@ -1,8 +1,8 @@
 """A request for one of a few routes in, straight to its endpoint; all others go through the framework.
 
-The framework spends more time on a request than the server on the decoding of a short clip: it looks for the
-route, solves dependencies that there are none of, and wraps each call in six layers that catch errors. The
-routes stay registered with it, so that they are in its documents and it answers a wrong method.
+The framework spends more time on a request than the server on decoding a short clip: it looks for the route,
+solves its dependencies, of which there are none, and wraps each call in six layers that catch errors. The
+routes stay registered with it, so that they are in the OpenAPI document, and another method is answered 405.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -19,19 +19,19 @@ from service.errors import ViolaError
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class Shortcut:
-    """endpoints: by path, for POST; answer_error: what an error of theirs becomes."""
+class FastPath:
+    """endpoints: by path, for POST; respond_with_error: makes the answer to an exception that they raise."""
 
     def __init__(
         self,
         app: ASGIApp,
         *,
         endpoints: Mapping[str, Endpoint],
-        answer_error: Callable[[Request, Exception], Response],
+        respond_with_error: Callable[[Request, Exception], Response],
     ) -> None:
         self._app = app
         self._endpoints = endpoints
-        self._answer_error = answer_error
+        self._respond_with_error = respond_with_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_post = scope["type"] == "http" and scope["method"] == "POST"
@@ -43,11 +43,11 @@ class Shortcut:
         try:
             response = await endpoint(request)
         except (ViolaError, HTTPException) as error:
-            response = self._answer_error(request, error)
+            response = self._respond_with_error(request, error)
         await response(scope, receive, send)
 
 
-def endpoints_of(routes: Sequence[BaseRoute], *paths: str) -> dict[str, Endpoint]:
-    """The functions of the routes with these paths."""
+def endpoints_of(routes: Sequence[BaseRoute], *paths: str, root_path: str = "") -> dict[str, Endpoint]:
+    """The functions of the routes with these paths, below root_path."""
     found = {route.path: route.endpoint for route in routes if isinstance(route, APIRoute)}
-    return {path: found[path] for path in paths}
+    return {root_path + path: found[path] for path in paths}

@@ -12,6 +12,7 @@ import asyncio
 import base64
 import binascii
 import time
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import orjson
@@ -19,25 +20,26 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from service.errors import AudioMissing, BadRequest
-from service.parameters import read
-from service.pcm import BYTES_PER_SAMPLE
-from service.upload import (
+from service.http.parameters import MAX_PARAMETERS, query_of, read
+from service.http.request_body import SPOOL_BYTES, SpooledBody, UploadBudget, stream_body
+from service.http.upload import (
     CLIPS_OF_BODY,
     MAX_FILES,
-    SPOOL_BYTES,
-    Body,
-    Intake,
     Upload,
     media_type_of,
     parse_media_type,
     pcm_of,
-    pour,
+    upload_of,
 )
+from service.sound.pcm import BYTES_PER_SAMPLE
 
 JSON = "application/json"
 FIELD = "audio"
 MAX_JSON_BYTES = 32_000_000  # it is held three times over while it is read
 READ_S = "viola.read_s"  # in the scope: seconds that reading a JSON body took, for Server-Timing
+MAX_JSON_COMMAS = 2000  # a batch of MAX_FILES data: URIs has two for each
+# Where there are texts, which have commas of their own: so many in a body that is not longer than this.
+TEXT_BYTES, MAX_TEXT_COMMAS = 4_000_000, 100_000
 LARGE_BYTES = 256_000  # above this, reading it is worth a thread
 MAX_URI_HEAD = 1000  # characters of a data: URI before its comma
 SLICE = 1 << 20  # characters of base64 (a multiple of 4) decoded at once: other threads run in between
@@ -46,18 +48,20 @@ Kind = TypeVar("Kind", bound=BaseModel)
 Content = dict[str, Any]
 
 
-async def read_request(kind: type[Kind], request: Request, intake: Intake, *, many: bool = False) -> Kind:
+async def read_request(
+    kind: type[Kind], request: Request, budget: UploadBudget, *, many: bool = False
+) -> Kind:
     """The parameters of the query, and those of the body where it is JSON: its clips are then ready for
     `upload.read_clip`, or for `read_clips` where `many` may be sent. Raises as those do."""
     if not is_json(request):
-        return read(kind, request.query_params)
+        return read(kind, query_of(request))
     started = time.perf_counter()
-    content, body = await read_json(request, intake)
+    content, body = await read_json(request, budget)
     try:
         if FIELD not in content:
             raise AudioMissing(f"the JSON has no `{FIELD}`; it is the sound in base64, or as a data: URI")
         sounds = listed(content.pop(FIELD), f"`{FIELD}`", many=many)
-        parameters = read(kind, request.query_params, content)
+        parameters = read(kind, query_of(request), content)
         request.scope[CLIPS_OF_BODY] = await clips_of(sounds, f"`{FIELD}`", body)
         request.scope[READ_S] = time.perf_counter() - started
         return parameters
@@ -71,15 +75,22 @@ def is_json(request: Request) -> bool:
     return media_type.strip().lower() == JSON
 
 
-async def read_json(request: Request, intake: Intake) -> tuple[Content, Body]:
-    """The body as an object, and what it holds: to be closed when its clips are done with."""
+async def read_json(
+    request: Request, budget: UploadBudget, *, max_bytes: int | None = None, with_texts: bool = False
+) -> tuple[Content, SpooledBody]:
+    """The body as an object, and what it holds: to be closed when its clips are done with. max_bytes: of it,
+    MAX_JSON_BYTES by default; with_texts: whether it may hold some, which have commas of their own."""
     media_type_of(request)  # refuses a Content-Encoding
-    body = Body(intake)
+    body = SpooledBody(budget)
     try:
-        await pour(request, intake, body.write, max_bytes=MAX_JSON_BYTES)
+        await stream_body(request, budget, body.write, max_bytes=max_bytes or MAX_JSON_BYTES)
         source = body.source()
         text = source if isinstance(source, bytes) else source.read()
-        content = await _in_thread_if_large(len(text), _parsed, text)
+        is_text = with_texts and len(text) <= TEXT_BYTES
+        most = MAX_TEXT_COMMAS if is_text else MAX_JSON_COMMAS
+        content = await in_thread_if_large(len(text), _parsed, text, most)
+        if is_text and len(content) > MAX_PARAMETERS:
+            raise BadRequest(f"the JSON has {len(content)} fields; /docs lists those of this route")
         return content, body
     except BaseException:
         body.close()
@@ -102,16 +113,19 @@ def listed(value: Any, name: str, *, many: bool) -> list[str]:
     return value
 
 
-async def clips_of(sounds: list[str], name: str, body: Body) -> list[Upload]:
+async def clips_of(
+    sounds: Sequence[str], name: str, body: SpooledBody, *, names: Sequence[str] | None = None
+) -> list[Upload]:
     """The sounds' bytes, in memory or in files as those of other uploads; the body that they came in is
-    closed. Raises BadRequest or Overloaded."""
-    names = [f"{name}[{i}]" for i in range(len(sounds))] if len(sounds) > 1 else [name]
-    sources = await _in_thread_if_large(body.length, lambda: list(map(decoded, sounds, names)))
+    closed. name: of the list, for sentences, or the names of each. Raises BadRequest or Overloaded."""
+    if names is None:
+        names = [f"{name}[{i}]" for i in range(len(sounds))] if len(sounds) > 1 else [name]
+    sources = await in_thread_if_large(body.length, lambda: list(map(decoded, sounds, names)))
     body.close()
     clips: list[Upload] = []
     try:
         for source in sources:
-            clips.append(await _upload_of(source, body.intake))
+            clips.append(await _upload_of(source, body.budget))
         return clips
     except BaseException:
         for clip in clips:
@@ -119,17 +133,17 @@ async def clips_of(sounds: list[str], name: str, body: Body) -> list[Upload]:
         raise
 
 
-async def _upload_of(sound: bytes, intake: Intake) -> Upload:
-    """One that counts in the intake."""
-    body = Body(intake)
+async def _upload_of(sound: bytes, budget: UploadBudget) -> Upload:
+    """One that counts in the budget."""
+    body = SpooledBody(budget)
     try:
         if len(sound) <= SPOOL_BYTES:
             body.write(sound)
-            return body.upload()
+            return upload_of(body)
         for start in range(0, len(sound), SLICE):
             body.write(sound[start : start + SLICE])
             await asyncio.sleep(0)  # others run between two writes to the disk
-        return body.upload()
+        return upload_of(body)
     except BaseException:
         body.close()
         raise
@@ -152,7 +166,8 @@ def decoded(sound: str, name: str) -> bytes:
     return pcm.header() + sound_bytes if len(sound_bytes) >= BYTES_PER_SAMPLE else sound_bytes
 
 
-def _parsed(text: bytes) -> Content:
+def _parsed(text: bytes, most: int) -> Content:
+    _check_how_many(text, most)
     try:
         content = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -160,6 +175,19 @@ def _parsed(text: bytes) -> Content:
     if not isinstance(content, dict):
         raise BadRequest(f'the JSON is no object; send {{"{FIELD}": "<the sound in base64>"}}')
     return content
+
+
+def _check_how_many(text: bytes, most: int) -> None:
+    """Raises BadRequest where the JSON holds so many values that taking it apart would cost seconds and
+    gigabytes: every value but the first of a list or an object has a comma before it."""
+    commas = 0
+    for start in range(0, len(text), SLICE):
+        commas += text.count(b",", start, start + SLICE)
+        if commas > most:
+            raise BadRequest(
+                f"the JSON holds more than {most} values; it may hold {MAX_FILES} sounds, and the "
+                "parameters that /docs lists"
+            )
 
 
 def _from_base64(text: str, name: str) -> bytes:
@@ -178,7 +206,7 @@ def _from_base64(text: str, name: str) -> bytes:
         raise BadRequest(f"{name} is no base64 ({reason}); send the bytes of the file in base64") from error
 
 
-async def _in_thread_if_large(n_bytes: int, function: Any, *arguments: Any) -> Any:
+async def in_thread_if_large(n_bytes: int, function: Any, *arguments: Any) -> Any:
     if n_bytes <= LARGE_BYTES:
         return function(*arguments)
     return await asyncio.to_thread(function, *arguments)

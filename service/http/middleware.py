@@ -1,67 +1,76 @@
-"""Every request passes here on its way in and every answer on its way out: key, errors, counts, one log line.
+"""A request in, passed on to the routes with its id and its key checked; its answer out, counted and logged.
 
-A plain ASGI application around the routes, because the framework's middleware class costs more time than the
-decoding of a short clip. Errors of all kinds become answers in one place, `error_answer`.
+A plain ASGI application around the routes, because the framework's middleware class takes longer than
+decoding a short clip.
 """
 
 import logging
 import time
 from collections.abc import Callable, Collection
 
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.answers import json_answer
-from service.errors import BadRequest, InternalError, Overloaded, Unauthorized, ViolaError
-from service.exchange import EXCHANGE, Exchange, id_source
-from service.keys import Keys
-from service.logs import log_request
-from service.metrics import Metrics
-from service.openai_api import error_content
-from service.parameters import complaints
-from service.tracing import Tracer
-from service.upload import CLIPS_OF_BODY, ClientLeft
+from service.errors import Unauthorized, ViolaError, shortened
+from service.http.api_keys import Access
+from service.http.error_response import error_response
+from service.http.request_record import MAX_PATH, RECORD, RequestRecord, id_source
+from service.http.tracing import Tracer
+from service.http.upload import CLIPS_OF_BODY
+from service.process.logs import log_request
+from service.process.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-NEEDS_NO_KEY = frozenset({"/", "/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json"})
-PAGE = "/page/"  # what the page at / is made of; no key is asked for these either
-PROBES = frozenset({"/health/live", "/health/ready", "/metrics"})  # logged only where they fail
-READ_HERE = frozenset(
-    {b"authorization", b"x-api-key", b"x-request-id", b"traceparent", b"tracestate", b"baggage"}
+PUBLIC_PATHS = frozenset(
+    {
+        "/",
+        "/health/live",
+        "/health/ready",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/metrics",
+        "/docs",
+        "/openapi.json",
+        "/asyncapi.json",
+    }
 )
-MODEL_OF_REQUEST = "viola.model"  # in the scope, for the metric's label: the model's name, once it is known
+PAGE_FILES = "/page/"  # what the page at / is made of; these need no key either
+PROBES = frozenset(  # logged only where they fail
+    {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics"}
+)
+HEADERS = frozenset({b"x-request-id", b"traceparent", b"tracestate", b"baggage"})  # that are read here
+STREAM = "/stream"  # whose requests last as long as their clients like
+SWITCHING_PROTOCOLS = 101
+CLIENT_CLOSED_REQUEST = 499  # never sent; nginx's number, for the metric
 
-# What the framework itself refuses, before any route.
-FRAMEWORK_CODES = {404: "not_found", 405: "method_not_allowed"}
-CLIENT_LEFT = 499  # never sent; nginx's number, for the metric
 
-
-class Gate:
-    """keys: one must be shown, where they are asked for; routes: paths with a metric label of their own;
-    root_path: the prefix under which a proxy serves the application; is_draining: whether clients are to come
-    back on another connection; tracer: what makes a span of each request."""
+class RequestMiddleware:
+    """access: which keys a request must carry, if any; routes: paths with a metric label of their
+    own; root_path: the prefix under which a proxy serves the application; keep_alive_s:
+    what each answer says of the time until its connection is closed, 0: nothing; is_draining: whether
+    clients are to come back on another connection; tracer: makes a span of each request."""
 
     def __init__(
         self,
         app: ASGIApp,
         *,
         metrics: Metrics,
-        keys: Keys,
+        access: Access,
         routes: Collection[str],
         root_path: str = "",
         access_log: bool = False,
+        keep_alive_s: int = 0,
         is_draining: Callable[[], bool] = lambda: False,
         tracer: Tracer | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._keys = keys
+        self._access = access
         self._routes = frozenset(routes)
         self._root_path = root_path
         self._access_log = access_log
+        self._connection = (b"keep-alive", b"timeout=%d" % keep_alive_s) if keep_alive_s else None
         self._is_draining = is_draining
         self._tracer = tracer
         self._request_id = id_source()
@@ -69,150 +78,154 @@ class Gate:
         metrics.watch(metrics.in_flight, lambda: self._in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._listen(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        sent = _headers_sent(scope)
-        exchange = Exchange(
-            scope,
-            path=self._path(scope),
-            request_id=self._request_id(sent.get(b"x-request-id", b"")),
-            status=CLIENT_LEFT,
-        )
-        scope[EXCHANGE] = exchange
+        record, headers = self._begin(scope, status=CLIENT_CLOSED_REQUEST)
         self._in_flight += 1
+        connection = self._connection
 
-        async def receive_and_note() -> Message:
+        async def counting_receive() -> Message:
             message = await receive()
-            exchange.bytes_in += len(message.get("body", b""))
+            record.bytes_in += len(message.get("body", b""))
             return message
 
-        async def send_and_note(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                exchange.status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", exchange.request_id)]
+                record.status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", record.request_id)]
                 if self._is_draining():
                     message["headers"].append((b"connection", b"close"))
+                elif connection is not None:
+                    message["headers"].append(connection)
             await send(message)
 
         try:
-            await self._pass(scope, sent, receive_and_note, send_and_note)
-        except ClientLeft:
-            exchange.error, exchange.detail = "client_left", "the client closed the connection first"
+            await self._call_app(scope, counting_receive, send_with_headers)
+        except ClientDisconnect:
+            record.error, record.detail = "client_left", "the client closed the connection first"
         except Exception as error:
             if not isinstance(error, ViolaError):
-                log.exception(
-                    "%s %s failed, request %s", scope["method"], scope["path"], exchange.request_id.decode()
-                )
-            if exchange.status == CLIENT_LEFT:  # nothing was sent yet
-                await error_answer(error, self._metrics, scope)(scope, receive, send_and_note)
+                path = shortened(record.path, MAX_PATH)
+                log.exception("%s %s failed, request %s", record.method, path, record.request_id.decode())
+            if record.status == CLIENT_CLOSED_REQUEST:  # nothing was sent yet
+                await error_response(error, self._metrics, scope)(scope, receive, send_with_headers)
         finally:
             for clip in scope.pop(CLIPS_OF_BODY, ()):  # of a request that was refused after its body was read
                 clip.close()
             self._in_flight -= 1
-            exchange.model = scope.get(MODEL_OF_REQUEST, "")
-            self._note(exchange, sent)
+            self._report(record, headers)
 
-    async def _pass(self, scope: Scope, sent: dict[bytes, bytes], receive: Receive, send: Send) -> None:
-        path = scope[EXCHANGE].path
-        asks = self._keys.are_asked_for and path not in NEEDS_NO_KEY and not path.startswith(PAGE)
-        if asks and not self._keys.admit(_key_shown(sent)):
-            refusal = Unauthorized("show a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-            await error_answer(refusal, self._metrics, scope)(scope, receive, send)
-            return
+    async def _listen(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The same for a WebSocket, which its route accepts, and whose key it checks: it can say more."""
+        scope["method"] = "GET"
+        record, headers = self._begin(scope, status=SWITCHING_PROTOCOLS)
+
+        async def counting_receive() -> Message:
+            message = await receive()
+            record.bytes_in += len(message.get("bytes") or b"")
+            return message
+
+        self._in_flight += 1
+        try:
+            if record.path == STREAM:
+                await self._app(scope, counting_receive, send)
+            else:
+                record.status = 403
+                await send({"type": "websocket.close"})  # before it was accepted: 403
+        except Exception:
+            log.exception("a WebSocket failed, request %s", record.request_id.decode())
+            record.status = 500
+        finally:
+            self._in_flight -= 1
+            self._report(record, headers)
+
+    def _begin(self, scope: Scope, *, status: int) -> tuple[RequestRecord, dict[bytes, bytes]]:
+        """The record of a request, which its route finds in the scope, and its headers that are told of.
+        status: until there is another."""
+        headers = {name: value for name, value in scope["headers"] if name in HEADERS}
+        record = RequestRecord(
+            scope,
+            path=self._path_below_root(scope),
+            request_id=self._request_id(headers.get(b"x-request-id", b"")),
+            status=status,
+        )
+        scope[RECORD] = record
+        return record, headers
+
+    async def _call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The routes' answer, or 401 without a valid key."""
+        path = scope[RECORD].path
+        if self._access.is_restricted and path not in PUBLIC_PATHS and not path.startswith(PAGE_FILES):
+            try:
+                self._access.check_client(scope["headers"])
+            except Unauthorized as refusal:
+                await error_response(refusal, self._metrics, scope)(scope, receive, send)
+                return
         if scope["method"] == "HEAD":  # an answer to GET whose body the server leaves out
             scope = {**scope, "method": "GET"}
         await self._app(scope, receive, send)
 
-    def _path(self, scope: Scope) -> str:
-        """The path below root_path, which a proxy may have cut off or not; the framework does the same."""
+    def _path_below_root(self, scope: Scope) -> str:
+        """The path below root_path. A proxy may have cut that off or not; in the scope it is there, as ASGI
+        has it: what is mounted (the page's files) is not found otherwise."""
         path: str = scope["path"]
-        if not self._root_path:
+        root = self._root_path
+        if not root:
             return path
-        scope["root_path"] = self._root_path
-        return path.removeprefix(self._root_path) if path.startswith(f"{self._root_path}/") else path
+        below = path[len(root) :] or "/" if f"{path}/".startswith(f"{root}/") else path
+        scope["root_path"], scope["path"] = root, root + below
+        return below
 
-    def _note(self, exchange: Exchange, sent: dict[bytes, bytes]) -> None:
-        """Counts, the span and the log line of what is over."""
-        seconds = time.perf_counter() - exchange.started
-        exchange.route = self._label(exchange.path)
-        self._metrics.count_request(exchange.route, exchange.model, exchange.status, seconds)
-        self._metrics.received_bytes.inc(exchange.bytes_in)
+    def _report(self, record: RequestRecord, headers: dict[bytes, bytes]) -> None:
+        """The counts, the span and the log line of a request that is over."""
+        seconds = time.perf_counter() - record.started
+        record.route = self._route_label(record.path)
+        is_stream = record.path == STREAM and record.status < 400
+        self._metrics.count_request(record.route, record.model, record.status, None if is_stream else seconds)
+        self._metrics.received_bytes.inc(record.bytes_in)
         if self._tracer is not None:
-            self._tracer.trace(exchange, seconds, sent)
-        if self._access_log and (exchange.path not in PROBES or exchange.status >= 400):
-            log_request(exchange.fields(seconds))
+            self._tracer.trace(record, seconds, headers)
+        if self._access_log and (record.path not in PROBES or record.status >= 400):
+            log_request(record.fields(seconds))
 
-    def _label(self, path: str) -> str:
-        """The route for the metrics: of a few, whatever paths are asked for."""
+    def _route_label(self, path: str) -> str:
+        """The route for the metrics: one of a few, whatever path a client asks for."""
         if path in self._routes:
             return path
-        if path.startswith(PAGE):
-            return PAGE
-        for models in ("/models/", "/v1/models/"):
+        if path.startswith(PAGE_FILES):
+            return PAGE_FILES
+        if path.startswith("/models/") and (below := _route_below_a_model(path.split("/")[3:])):
+            return below
+        for ending in ("ready", "infer"):
+            if path.startswith("/v2/models/") and path.endswith(f"/{ending}"):
+                return f"/v2/models/{{name}}/{ending}"
+        for models in ("/models/", "/v1/models/", "/v2/models/"):
             if path.startswith(models):
                 return f"{models}{{name}}"
         return "other"
 
 
-def _headers_sent(scope: Scope) -> dict[bytes, bytes]:
-    """The headers that the gate reads."""
-    return {name: value for name, value in scope["headers"] if name in READ_HERE}
+HEAD_ROUTES = frozenset({"examples", "fit", "file"})
+TASKS = frozenset({"audio-classification", "feature-extraction"})
 
 
-def _key_shown(sent: dict[bytes, bytes]) -> bytes:
-    """The bytes of the key, b"" without one."""
-    scheme, _, token = sent.get(b"authorization", b"").partition(b" ")
-    return token.strip(b" ") if scheme.lower() == b"bearer" else sent.get(b"x-api-key", b"")
-
-
-def error_answer(error: Exception, metrics: Metrics, scope: Scope) -> Response:
-    """Any exception as `{"error": code, "detail": sentence}`, counted and noted."""
-    status, code, detail = describe(error)
-    metrics.errors.labels(code).inc()
-    scope[EXCHANGE].error, scope[EXCHANGE].detail = code, detail
-    headers = {}
-    if isinstance(error, Overloaded):
-        headers["Retry-After"] = str(round(error.retry_after_s))
-    if isinstance(error, ViolaError) and error.closes:
-        headers["Connection"] = "close"
-    if isinstance(error, Unauthorized):
-        headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, HTTPException):
-        headers |= error.headers or {}
-    content = error_content(scope[EXCHANGE].path, code, detail)
-    return json_answer(content, status=status, headers=headers)
-
-
-def describe(error: Exception) -> tuple[int, str, str]:
-    """(HTTP status, code, sentence) of any exception; the sentence tells nothing about an error of ours."""
-    if isinstance(error, ViolaError):
-        return error.status, error.code, str(error)
-    if isinstance(error, RequestValidationError):
-        return BadRequest.status, BadRequest.code, complaints(error.errors())
-    if isinstance(error, HTTPException):
-        code = FRAMEWORK_CODES.get(error.status_code, BadRequest.code)
-        return error.status_code, code, _framework_sentence(error)
-    return InternalError.status, InternalError.code, INTERNAL_DETAIL
-
-
-def error_codes() -> set[str]:
-    """Every code that an answer or the metric may carry."""
-    kinds, codes = [ViolaError], set(FRAMEWORK_CODES.values())
-    while kinds:
-        kind = kinds.pop()
-        codes.add(kind.code)
-        kinds += kind.__subclasses__()
-    return codes
-
-
-INTERNAL_DETAIL = "the server failed; its log tells why"
-
-
-def _framework_sentence(error: HTTPException) -> str:
-    if error.status_code == 404:
-        return "there is no such route; /docs lists them"
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        return f"the method is not allowed here; use {allowed}"
-    return str(error.detail)
+def _route_below_a_model(parts: list[str]) -> str | None:
+    """`/models/{name}/...` by what follows the model's name, without the names in it."""
+    match parts:
+        case ["pipeline", task] if task in TASKS:
+            return f"/models/{{name}}/pipeline/{task}"
+        case ["heads"]:
+            return "/models/{name}/heads"
+        case ["heads", _]:
+            return "/models/{name}/heads/{head}"
+        case ["heads", _, part] if part in HEAD_ROUTES:
+            return f"/models/{{name}}/heads/{{head}}/{part}"
+        case ["heads", _, "examples", _]:
+            return "/models/{name}/heads/{head}/examples/{example}"
+        case ["heads", _, "examples", _, "clip"]:
+            return "/models/{name}/heads/{head}/examples/{example}/clip"
+    return None

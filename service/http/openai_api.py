@@ -1,34 +1,43 @@
-"""OpenAI's routes for sound: the JSON of its clients in, clips out; embeddings in, the JSON they expect out.
+"""OpenAI's routes: the JSON of its clients in, clips and texts out; embeddings in, the JSON they expect out.
 
     {"model": "byola", "input": ["data:audio/wav;base64,...", ...], "encoding_format": "base64"}
 
-Clients of OpenAI, and of servers that speak its language, work unchanged: `input` holds sounds in base64 or
-as `data:` URIs where others have text. Below PREFIX errors have OpenAI's shape too, because its client shows
-nothing but `error.message`:
+Clients of OpenAI, and of servers that speak its language, work unchanged. What an input is, nobody guesses
+from its letters (`dogs` is good base64):
 
-    {"error": {"message": "<sentence>", "type": "<code>", "param": null, "code": "<code>"},
-     "detail": "<sentence>"}
+    modality       a model without a text tower        a model with one
+    left out       all sounds, base64 or data: URIs    data: URIs are sounds, all else is text
+    "audio"        the same                            all sounds, base64 or data: URIs
+    "text"         an error                            all texts, whatever they begin with
+
+Errors have OpenAI's shape too: error_shape.py.
 """
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
-from service.answers import numbers
-from service.embedder import Sound
-from service.errors import AudioMissing, BadRequest, UnsupportedMediaType, ViolaError
-from service.json_body import JSON, clips_of, is_json, listed, read_json
-from service.model import Card
-from service.parameters import MODEL, read
-from service.upload import Intake, Upload
+from service.errors import AudioMissing, BadRequest, UnsupportedMediaType
+from service.http.json_body import JSON, clips_of, is_json, listed, read_json
+from service.http.parameters import DIMENSIONS, MODEL, MOST_DIMENSIONS, NORMALIZE, query_of, read
+from service.http.request_body import SpooledBody, UploadBudget
+from service.http.responses import Array, numbers
+from service.http.text_request import check_text, names_of
+from service.http.upload import Upload
+from service.inference.card import Card
 
-PREFIX = "/v1/"
 INPUT = "input"
 OWNER = "viola"
+PASSED_OVER = "Passed over: gateways add it, and it changes nothing about an embedding."
+MODALITY = (
+    "What the inputs are. Where it is left out, a model with a text tower takes `data:` URIs for sounds and "
+    "all else for texts, and another one takes everything for sounds."
+)
 
 
 class EmbeddingsParameters(BaseModel):
@@ -40,28 +49,31 @@ class EmbeddingsParameters(BaseModel):
     encoding_format: Literal["float", "base64"] = Field(
         default="float", description="Lists of numbers, or the bytes of little-endian float32 in base64."
     )
-    dimensions: int | None = Field(
-        default=None, ge=1, description="Nothing but the model's own embedding_size; vectors are not cut."
-    )
-    user: str | None = Field(default=None, description="Passed over.")
-    modality: Literal["audio"] = Field(default="audio", description="As infinity's clients say.")
+    dimensions: int | None = Field(default=None, ge=1, le=MOST_DIMENSIONS, description=DIMENSIONS)
+    normalize: bool | None = Field(default=None, description=NORMALIZE)
+    user: JsonValue = Field(default=None, description=PASSED_OVER)
+    metadata: JsonValue = Field(default=None, description=PASSED_OVER)
+    input_type: JsonValue = Field(default=None, description=PASSED_OVER)
+    truncate: JsonValue = Field(default=None, description=PASSED_OVER)
+    priority: JsonValue = Field(default=None, description=PASSED_OVER)
+    modality: Literal["audio", "text"] | None = Field(default=None, description=MODALITY)
 
 
 class OneEmbedding(BaseModel):
     object: Literal["embedding"]
-    index: int = Field(description="Place of its sound in `input`.")
+    index: int = Field(description="Place of its sound or text in `input`.")
     embedding: list[float] | str
 
 
 class Usage(BaseModel):
-    """Log-mel frames, for there are no tokens: 100 per second with the default model."""
+    """Of sounds log-mel frames, 100 per second with the default model; of texts tokens."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingsAnswer(BaseModel):
-    """One embedding per sound, in order."""
+    """One embedding per sound or text, in order."""
 
     object: Literal["list"]
     data: list[OneEmbedding]
@@ -100,69 +112,101 @@ MODEL_EXAMPLE: dict[str, Any] = {
 MODELS_EXAMPLE = {"object": "list", "data": [MODEL_EXAMPLE]}
 
 
-async def read_embeddings(request: Request, intake: Intake) -> tuple[EmbeddingsParameters, list[Upload]]:
-    """Parameters and clips of a request. Raises as `json_body.read_request` does."""
+@dataclass(frozen=True)
+class Inputs:
+    """What is to be embedded, by its place in `input`. sounds: at sound_places; texts: at text_places; body:
+    what held them, to be closed at the end."""
+
+    sounds: list[Upload]
+    sound_places: list[int]
+    texts: list[str]
+    text_places: list[int]
+    body: SpooledBody
+
+    def __len__(self) -> int:
+        return len(self.sounds) + len(self.texts)
+
+    @property
+    def text_names(self) -> list[str]:
+        """For sentences."""
+        return names_of(self.text_places, len(self))
+
+    def close(self) -> None:
+        for sound in self.sounds:
+            sound.close()
+        self.body.close()
+
+
+async def read_embeddings(
+    request: Request, budget: UploadBudget, *, has_text: Callable[[str | None], bool]
+) -> tuple[EmbeddingsParameters, Inputs]:
+    """Parameters and inputs of a request. has_text: whether the model of that name has a text tower. Raises
+    as `json_body.read_request` and `text_request.check_text` do."""
     if not is_json(request):
         raise UnsupportedMediaType(f"the Content-Type of this route is {JSON}; /embed takes the sound itself")
-    read(_NoParameters, request.query_params)
-    content, body = await read_json(request, intake)
+    read(_NoParameters, query_of(request))
+    content, body = await read_json(request, budget, with_texts=True)
     try:
         if INPUT not in content:
-            raise AudioMissing(f"the JSON has no `{INPUT}`; it is the sound in base64, or as a data: URI")
-        sounds = listed(content.pop(INPUT), f"`{INPUT}`", many=True)
+            raise AudioMissing(
+                f"the JSON has no `{INPUT}`; it is the sound in base64, or as a data: URI, or a text where "
+                "the model has a text tower"
+            )
+        inputs = listed(content.pop(INPUT), f"`{INPUT}`", many=True)
         parameters = read(EmbeddingsParameters, QueryParams(), content)
-        return parameters, await clips_of(sounds, f"`{INPUT}`", body)
+        is_text = _texts_among(inputs, parameters.modality, has_text=has_text(parameters.model))
+        if any(is_text) and parameters.dimensions is not None:
+            raise BadRequest("dimensions: texts have none but all of their numbers; leave it out")
+        names = names_of(range(len(inputs)), len(inputs))
+        for text, name, it_is in zip(inputs, names, is_text, strict=True):
+            if it_is:
+                check_text(text, name)
+        places = range(len(inputs))
+        text_places = [i for i in places if is_text[i]]
+        sound_places = [i for i in places if not is_text[i]]
+        texts = [inputs[i] for i in text_places]
+        sounds: list[Upload] = []
+        if sound_places:
+            sounds = await clips_of(
+                [inputs[i] for i in sound_places], "", body, names=[names[i] for i in sound_places]
+            )
+        return parameters, Inputs(sounds, sound_places, texts, text_places, body)
     except BaseException:
         body.close()
         raise
 
 
-def check_dimensions(parameters: EmbeddingsParameters, card: Card) -> None:
-    """Raises BadRequest where another length than the model's is asked for."""
-    if parameters.dimensions not in (None, card.embedding_size):
-        raise BadRequest(
-            f"dimensions is {parameters.dimensions}, and the embeddings of `{card.name}` have "
-            f"{card.embedding_size}; leave it out"
-        )
-
-
-def all_or_error(sounds: Sequence[Sound | ViolaError]) -> list[Sound]:
-    """As OpenAI does it, one failure fails the request. Raises it, with the place in its sentence."""
-    for index, sound in enumerate(sounds):
-        if isinstance(sound, ViolaError):
-            if len(sounds) > 1:
-                sound.args = (f"`{INPUT}[{index}]`: {sound}",)
-            raise sound
-    return [sound for sound in sounds if isinstance(sound, Sound)]
+def _texts_among(inputs: Sequence[str], modality: str | None, *, has_text: bool) -> list[bool]:
+    """Which inputs are texts, by the table above."""
+    if modality == "text":
+        return [True] * len(inputs)
+    if modality == "audio" or not has_text:
+        return [False] * len(inputs)
+    return [each[:5].lower() != "data:" for each in inputs]
 
 
 def embeddings_content(
-    card: Card, sounds: Sequence[Sound], encoding: Literal["float", "base64"]
+    card: Card, vectors: Sequence[Array], encoding: Literal["float", "base64"], *, n_tokens: int
 ) -> dict[str, Any]:
-    """The answer, for `answers.json_answer`."""
-    frames_per_s = card.sample_rate / card.frontend.hop_length
-    n_frames = sum(round(sound.duration_s * frames_per_s) for sound in sounds)
+    """The answer, for `responses.json_response`. vectors: in the order of the inputs; n_tokens: of all."""
     return {
         "object": "list",
         "data": [
             {
                 "object": "embedding",
                 "index": index,
-                "embedding": numbers(sound.embedding.vector, encoding=encoding, dtype="float32"),
+                "embedding": numbers(vector, encoding=encoding, dtype="float32"),
             }
-            for index, sound in enumerate(sounds)
+            for index, vector in enumerate(vectors)
         ],
         "model": card.name,
-        "usage": {"prompt_tokens": n_frames, "total_tokens": n_frames},
+        "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
     }
 
 
-def error_content(path: str, code: str, sentence: str) -> dict[str, JsonValue]:
-    """The body of an error: OpenAI's below PREFIX, this server's everywhere else."""
-    if not path.startswith(PREFIX):
-        return {"error": code, "detail": sentence}
-    error: dict[str, JsonValue] = {"message": sentence, "type": code, "param": None, "code": code}
-    return {"error": error, "detail": sentence}
+def frames_of(card: Card, duration_s: float) -> int:
+    """The log-mel frames of a sound, which are its tokens here."""
+    return round(duration_s * card.sample_rate / card.frontend.hop_length)
 
 
 def model_content(described: dict[str, Any]) -> dict[str, JsonValue]:

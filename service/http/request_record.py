@@ -1,4 +1,4 @@
-"""One request and its answer: what is noted about them on the way, for the log line and the trace."""
+"""A request in; what the middleware and the routes write down for its log line and its trace out."""
 
 import itertools
 import re
@@ -9,14 +9,18 @@ from typing import Any, Protocol
 
 from starlette.types import Scope
 
-EXCHANGE = "viola.exchange"  # in the scope of every request
+from service.errors import shortened
 
-# In the order of the way; the attributes of what `Exchange.timings` holds, seconds each.
+MAX_PEER = 64  # characters of an address; behind a proxy it is a header's text
+MAX_PATH = 200  # characters, in a log line
+RECORD = "viola.record"  # in the scope of every request
+
+# In the order in which a request goes through them; the attributes of `RequestRecord.timings`, in seconds.
 STAGES = ("read", "decode", "logmel", "queue", "inference", "encode")
 
 _STAGE_FIELDS = tuple((stage, f"{stage}_ms") for stage in STAGES)
 
-# What is taken over from a client. Nothing in it can break out of a log line or a header.
+# An id of a client that is used as it is: nothing in it can break out of a log line or a header.
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}").fullmatch
 
 
@@ -31,8 +35,8 @@ class StageTimes(Protocol):
     encode: float
 
 
-class Exchange:
-    """Filled in by whoever knows: the gate, the routes, `error_answer`."""
+class RequestRecord:
+    """Filled in by the middleware, the routes and `error_response`, each with what it knows."""
 
     __slots__ = (
         "audio_s",
@@ -57,7 +61,7 @@ class Exchange:
         self.path = path
         self.request_id = request_id
         self.status = status
-        self.peer: str = client[0] if (client := scope.get("client")) else ""
+        self.peer: str = client[0][:MAX_PEER] if (client := scope.get("client")) else ""
         self.route = self.model = self.error = self.detail = self.trace_id = ""
         self.audio_s = 0.0
         self.bytes_in = 0
@@ -75,11 +79,12 @@ class Exchange:
             "bytes_in": self.bytes_in,
         }
         if self.route == "other":
-            fields["path"] = self.path[:200]
+            fields["path"] = shortened(self.path, MAX_PATH)
         if self.model:
             fields["model"] = self.model
-        if self.timings is not None:
+        if self.timings is not None or self.audio_s:
             fields["audio_s"] = round(self.audio_s, 3)
+        if self.timings is not None:
             for stage, name in _STAGE_FIELDS:
                 fields[name] = round(1000 * getattr(self.timings, stage), 3)
         if self.error:
@@ -91,8 +96,8 @@ class Exchange:
 
 
 def id_source() -> Callable[[bytes], bytes]:
-    """A function: a client's X-Request-ID in (b"" where it sent none), the id to use out: the client's where
-    it is sane, else one of ours, that no other process gives."""
+    """A function: a client's X-Request-ID in (b"" where it sent none), the id to use out. That is the
+    client's where it is sane, else a new one, which no other process gives."""
     prefix, numbers = secrets.token_hex(6), itertools.count(1)
 
     def request_id(sent: bytes) -> bytes:

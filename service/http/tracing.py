@@ -1,8 +1,8 @@
-"""A request that is over in, its OpenTelemetry span with one child per stage out, sent over OTLP.
+"""A request that has ended in, its OpenTelemetry span with one child per stage out, sent over OTLP.
 
 Nothing of OpenTelemetry's SDK is imported before a Tracer is made, and spans are made after the answer:
-tracing costs nothing while it is off, and delays no answer while it is on. Where the spans go, which of them
-are kept and what else they carry is told by OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT,
+tracing costs nothing while it is off, and delays no answer while it is on. OpenTelemetry's own variables set
+where the spans go, which of them are kept and what else they carry (OTEL_EXPORTER_OTLP_ENDPOINT,
 OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, ...).
 """
 
@@ -10,7 +10,7 @@ import importlib.util
 import time
 from typing import TYPE_CHECKING, Any
 
-from service.exchange import STAGES, Exchange
+from service.http.request_record import STAGES, RequestRecord
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
@@ -29,37 +29,37 @@ class Tracer:
         ours = Resource({"service.name": "viola", "service.version": version})
         resource = Resource.create().merge(ours).merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(resource=resource)
-        self._provider.add_span_processor(processor or _sender())
+        self._provider.add_span_processor(processor or _otlp_processor())
         self._tracer = self._provider.get_tracer("viola", version)
         self._extract = propagate.extract
         self._in_context = trace.set_span_in_context
         self._kind = trace.SpanKind.SERVER
         self._failed = trace.Status(trace.StatusCode.ERROR)
 
-    def trace(self, exchange: Exchange, seconds: float, headers: dict[bytes, bytes]) -> None:
+    def trace(self, record: RequestRecord, seconds: float, headers: dict[bytes, bytes]) -> None:
         """The span of a request that has just ended after `seconds`, a child of the `traceparent` in its
-        headers. The exchange learns its trace_id."""
+        headers. Its trace_id is written into the record."""
         ended_ns = time.time_ns()
         started_ns = ended_ns - round(seconds * 1e9)
         carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()}
         span = self._tracer.start_span(
-            f"{exchange.method} {exchange.route}",
+            f"{record.method} {record.route}",
             context=self._extract(carrier),
             kind=self._kind,
-            attributes=_attributes(exchange),
+            attributes=_attributes(record),
             start_time=started_ns,
         )
-        exchange.trace_id = f"{span.get_span_context().trace_id:032x}"
-        if exchange.status >= 500:
+        record.trace_id = f"{span.get_span_context().trace_id:032x}"
+        if record.status >= 500:
             span.set_status(self._failed)
         if span.is_recording():
-            for stage, begin_ns, end_ns in stage_times(exchange, started_ns, ended_ns):
+            for stage, begin_ns, end_ns in stage_times(record, started_ns, ended_ns):
                 child = self._tracer.start_span(stage, self._in_context(span), start_time=begin_ns)
                 child.end(end_ns)
         span.end(ended_ns)
 
     def close(self) -> None:
-        """Send what waits. Takes seconds where nobody receives it: not for the event loop."""
+        """Send the spans that wait. Takes seconds where no collector answers: not for the event loop."""
         self._provider.shutdown()
 
 
@@ -71,20 +71,20 @@ def is_installed() -> bool:
         return False
 
 
-def stage_times(exchange: Exchange, started_ns: int, ended_ns: int) -> list[tuple[str, int, int]]:
+def stage_times(record: RequestRecord, started_ns: int, ended_ns: int) -> list[tuple[str, int, int]]:
     """(stage, begin, end) of each stage that took any time, on the clock of the request.
 
-    Measured are durations. Reading begins with the request; the others are laid end to end up to its end, so
-    that the gap is where the clip waited for a thread:
+    Only durations are measured. Reading begins with the request; the other stages are put end to end before
+    its end, so that the gap is where the clip waited for a thread:
 
         request    ├───────────────────────────────────────────┤
         stages     ├ read ┤   ├ decode ┼ logmel ┼ queue ┼ inference ┼ encode ┤
 
     The stages of a long clip overlap, and those of a batch add up: they are cut off at the request's start.
     """
-    if exchange.timings is None:
+    if record.timings is None:
         return []
-    lengths = [(stage, round(1e9 * getattr(exchange.timings, stage))) for stage in STAGES]
+    lengths = [(stage, round(1e9 * getattr(record.timings, stage))) for stage in STAGES]
     read_ns = lengths[0][1]
     stages = [("read", started_ns, min(started_ns + read_ns, ended_ns))] if read_ns else []
     laid: list[tuple[str, int, int]] = []
@@ -97,26 +97,26 @@ def stage_times(exchange: Exchange, started_ns: int, ended_ns: int) -> list[tupl
     return stages + laid[::-1]
 
 
-def _attributes(exchange: Exchange) -> dict[str, Any]:
+def _attributes(record: RequestRecord) -> dict[str, Any]:
     """By OpenTelemetry's names for HTTP, and ours behind `viola.`."""
     attributes: dict[str, Any] = {
-        "http.request.method": exchange.method,
-        "http.route": exchange.route,
-        "http.response.status_code": exchange.status,
-        "http.request.body.size": exchange.bytes_in,
-        "client.address": exchange.peer,
-        "viola.request_id": exchange.request_id.decode(),
+        "http.request.method": record.method,
+        "http.route": record.route,
+        "http.response.status_code": record.status,
+        "http.request.body.size": record.bytes_in,
+        "client.address": record.peer,
+        "viola.request_id": record.request_id.decode(),
     }
-    if exchange.model:
-        attributes["viola.model"] = exchange.model
-    if exchange.timings is not None:
-        attributes["viola.audio_s"] = exchange.audio_s
-    if exchange.error:
-        attributes["error.type"] = exchange.error
+    if record.model:
+        attributes["viola.model"] = record.model
+    if record.timings is not None:
+        attributes["viola.audio_s"] = record.audio_s
+    if record.error:
+        attributes["error.type"] = record.error
     return attributes
 
 
-def _sender() -> "SpanProcessor":
+def _otlp_processor() -> "SpanProcessor":
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 

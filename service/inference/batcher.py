@@ -1,16 +1,16 @@
 """Single pieces of work from many callers in, batches to one worker thread, each caller's results out.
 
-    place.run([a1 a2 a3]) ─┐   line of places            worker thread
-    place.run([b1])       ─┼─► a: a1 a2 a3   ─ take ─►  run_batch([a1, b1])
-    place.run([c1])       ─┘   b: b1                    run_batch([c1])       c1 is of another group
-                               c: c1                    run_batch([a2, a3])   a had its turn, c went first
+    admission.run([a1 a2 a3]) ─┐   queue of admissions       worker thread
+    admission.run([b1])       ─┼─► a: a1 a2 a3  ─ batch ─►  run_batch([a1, b1])
+    admission.run([c1])       ─┘   b: b1                    run_batch([c1])       c1 is of another group
+                                   c: c1                    run_batch([a2, a3])   a was served, c went first
 
 It knows nothing of audio, networks or HTTP: it is given a function that works on a batch, and two that tell
-an item's cost and group. One asyncio task owns the line and there is no timer: whenever the worker is free it
-takes what waits, so that a lone caller waits for nobody and batches form while the worker is busy. It may be
-told to hold a batch for those who have arrived and are not in the line yet (`hold_s`), or for a fixed time
-(`max_wait_s`). A thread that has an item nobody else competes with runs it itself (`run_here`), which saves
-two hops from thread to thread; it and the worker take turns by a lock.
+an item's cost and group. One asyncio task owns the queue and there is no timer: whenever the worker is free
+it takes what waits, so that a lone caller waits for nobody and batches form while the worker is busy. It may
+be told to hold a batch for those who have arrived and are not in the queue yet (`hold_s`), or for a fixed
+time (`max_wait_s`). A thread whose item is the only one runs it itself (`run_inline`), which saves two hops
+from thread to thread; a lock keeps it and the worker from running at the same time.
 
 The worker cannot fail silently: a batch that raises is split until the culprit is alone, an error of this
 file's own ends the requests that were handed in and not the task, and `stuck_s` tells how long the worker has
@@ -28,28 +28,28 @@ from collections.abc import Callable, Hashable, Sequence
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from service.crew import Crew
 from service.errors import Overloaded, ViolaError
+from service.inference.thread_pool import ThreadPool
 
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Weight of the newest in what is measured: the mean of about the last ten.
-NEWEST = 0.1
+# Of the newest value in an exponential moving average: the mean of about the last ten.
+EMA_WEIGHT = 0.1
 
-# What further rounds, in which requests take a second item and more, may fill of a batch. Whoever comes next
-# waits for this batch: a quarter of it is a window of a long clip, which gains nothing from company.
-TURN = 0.25
+# How full a batch may become, as a part of its budget, once a request puts a second item into it. Whoever
+# comes next waits for this batch, and a quarter of it is a window of a long clip: more would not be faster.
+LATER_ROUNDS_BUDGET = 0.25
 
-# Batches of newcomers in a row that may go before somebody who was served before and waits longer: with the
-# one that stood before him in the line he has a fifth of the turns at least.
-PASSED = 3
+# Batches in a row that new requests may have before one that waits longer and was served before: with the
+# one that stands before it in the queue it has a fifth of all batches at least.
+MAX_OVERTAKES = 3
 
 
 class Batcher(Generic[Item, Result]):
-    """Batches of items of one group, taken in turns from those who wait.
+    """Batches of items of one group, taken from all who wait by turns.
 
     run_batch: items of one group → as many results, in the worker thread. When it raises, the batch is
         halved until the bad item is alone; a ViolaError is no item's fault, and the answer to all of them.
@@ -59,9 +59,9 @@ class Batcher(Generic[Item, Result]):
     max_queue_cost: budget of all that is admitted; beyond it `admit` raises Overloaded.
     max_queue_s: the same in seconds of work, at the throughput of the last batches.
     max_wait_s: how long a free worker waits for a batch to fill, whoever may come.
-    hold_s: how long it waits at most while `is_more_coming`; whoever changes that calls `reconsider`.
-    on_wait: told the seconds that each share (what one call of `run` brings) waited for its first batch.
-    on_drop: told how many items were thrown away because their caller had gone.
+    hold_s: how long it waits at most while `is_more_coming`; when that changes, call `reconsider`.
+    on_wait: called with the seconds that the items of one call of `run` waited for their first batch.
+    on_drop: called with the number of items that were dropped because their caller had gone.
     """
 
     def __init__(
@@ -95,21 +95,22 @@ class Batcher(Generic[Item, Result]):
 
         self.admitted_cost = 0
         self._admitted = 0
-        self._line: deque[Place[Item, Result]] = deque()  # those with waiting items, longest unserved first
-        self._unanswered: dict[_Share[Item, Result], Place[Item, Result]] = {}  # in the line or in a batch
+        # Those with waiting items; the one that was not served for longest comes first.
+        self._queue: deque[Admission[Item, Result]] = deque()
+        self._pending: dict[_Call[Item, Result], Admission[Item, Result]] = {}  # queued or in a batch
         self._cost_per_s: float | None = None
-        self._passed = 0  # batches in a row that went before the first in the line
+        self._overtakes = 0  # batches in a row that went before the first in the queue
         self._closing = False
-        self._somebody_left = False
+        self._has_stale = False
         self._is_holding = False
         self._work_waits = asyncio.Event()
         self._hold_is_over = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._worker = Crew(1, name="viola-model")
-        self._turn = threading.Lock()  # whose holder may run a batch
-        self._batch_started: float | None = None
-        self._started_here: float | None = None
+        self._worker = ThreadPool(1, name="viola-model")
+        self._run_lock = threading.Lock()  # whoever holds it may run a batch
+        # When the worker was given its batch, and when a thread began to run its item itself.
+        self._running_since: list[float] = []
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -123,9 +124,9 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def stuck_s(self) -> float:
-        """Seconds that the worker has been in the batch it is in now; 0 when it is free."""
-        begun = [at for at in (self._batch_started, self._started_here) if at is not None]
-        return time.perf_counter() - min(begun) if begun else 0.0
+        """Seconds since the batch that is being run began; 0 when there is none."""
+        now = time.perf_counter()
+        return now - min(self._running_since, default=now)
 
     @property
     def limit_cost(self) -> float:
@@ -142,15 +143,20 @@ class Batcher(Generic[Item, Result]):
             await asyncio.gather(self._task, return_exceptions=True)
         self._worker.close()
 
-    def admit(self, cost: int) -> "Place[Item, Result]":
-        """A place for one request, whose items in flight together cost at most `cost`; it is held while its
-        `with` block lasts. Raises Overloaded.
+    def admit(self, cost: int) -> "Admission[Item, Result]":
+        """An admission for one request, whose items in flight together cost at most `cost`; it lasts as
+        long as its `with` block. Raises Overloaded.
 
-        All or nothing: a request that got its place is never refused later, however often it calls `run`. One
+        All or nothing: a request that was admitted is never refused later, however often it calls `run`. One
         that is larger than the whole queue gets in when nobody else is there.
         """
         self.check_room(cost)
-        return Place(self, cost)
+        return Admission(self, cost)
+
+    def admit_always(self, cost: int) -> "Admission[Item, Result]":
+        """As `admit`, without a look at the budget: for work that was admitted once and comes again and
+        again. It takes room only inside its `with`, which may be entered many times."""
+        return Admission(self, cost)
 
     def check_room(self, cost: int = 1) -> None:
         """Raises Overloaded where `admit` would: for asking before the work that tells the cost."""
@@ -163,20 +169,26 @@ class Batcher(Generic[Item, Result]):
 
     async def submit(self, items: Sequence[Item]) -> list[Result]:
         """Results of `items`, in order, admitted as one request. Raises Overloaded, or an item's error."""
-        with self.admit(sum(map(self._cost_of, items))) as place:
-            return await place.run(items)
+        with self.admit(sum(map(self._cost_of, items))) as admission:
+            return await admission.run(items)
+
+    @property
+    def cost_per_s(self) -> float | None:
+        """The throughput of the last batches; None before the first."""
+        return self._cost_per_s
 
     def retry_after_s(self) -> int:
         """Whole seconds until what is admitted now will be done, at the throughput of the last batches."""
         return max(1, math.ceil(self.admitted_cost / self._cost_per_s)) if self._cost_per_s else 1
 
-    def run_here(self, items: list[Item]) -> list[Result] | None:
-        """In the caller's thread, at once: the results of items of one group; None where somebody waits or is
-        being worked for, where every batch is to wait, or where they fail: then `Place.run` is the way, which
-        knows what to do."""
-        if self._line or self._closing or self._max_wait_s or not self._turn.acquire(blocking=False):
+    def run_inline(self, items: list[Item]) -> list[Result] | None:
+        """The results of items of one group, run at once in the caller's thread. None where others wait or
+        are being served, where every batch is to wait, or where the run fails: `Admission.run` then does it,
+        and finds the item that fails."""
+        if self._queue or self._closing or self._max_wait_s or not self._run_lock.acquire(blocking=False):
             return None
-        self._started_here = time.perf_counter()
+        started = time.perf_counter()
+        self._running_since.append(started)
         try:
             results = list(self._run_batch(items))
             return results if len(results) == len(items) else None
@@ -184,17 +196,17 @@ class Batcher(Generic[Item, Result]):
             log.warning("a batch of %d failed, the worker tries it again", len(items), exc_info=True)
             return None
         finally:
-            self._started_here = None
-            self._turn.release()
+            self._running_since.remove(started)
+            self._run_lock.release()
 
-    def enter(self, place: "Place[Item, Result]", share: "_Share[Item, Result]") -> None:
-        """Put a share's items behind those of the same place, and the place into the line."""
-        self._unanswered[share] = place
-        if not place.waiting:
-            self._line.append(place)
-        for index, item in enumerate(share.items):
-            group = place.waiting.setdefault(self._group_of(item), deque())
-            group.append(_Waiting(item, self._cost_of(item), share, index))
+    def enqueue(self, admission: "Admission[Item, Result]", call: "_Call[Item, Result]") -> None:
+        """Put a call's items behind those of the same admission, and the admission into the queue."""
+        self._pending[call] = admission
+        if not admission.waiting:
+            self._queue.append(admission)
+        for index, item in enumerate(call.items):
+            group = admission.waiting.setdefault(self._group_of(item), deque())
+            group.append(_QueuedItem(item, self._cost_of(item), call, index))
         self._work_waits.set()
         self.reconsider()
 
@@ -203,13 +215,13 @@ class Batcher(Generic[Item, Result]):
         if self._is_holding and (self._fills_a_batch() or not (self._max_wait_s or self._is_more_coming())):
             self._hold_is_over.set()
 
-    def forget(self, share: "_Share[Item, Result]") -> None:
-        """Nobody waits for its answer any more."""
-        del self._unanswered[share]
+    def forget(self, call: "_Call[Item, Result]") -> None:
+        """Nobody waits for its results any more."""
+        del self._pending[call]
 
-    def somebody_left(self) -> None:
-        """Some of what waits is not wanted any more: it is dropped before the next batch."""
-        self._somebody_left = True
+    def note_stale(self) -> None:
+        """Some of the queued items are not wanted any more: they are dropped before the next batch."""
+        self._has_stale = True
 
     def join(self, cost: int) -> None:
         self._admitted += 1
@@ -227,22 +239,23 @@ class Batcher(Generic[Item, Result]):
             await self._work_waits.wait()
             try:
                 await self._wait_for_more()
-                await self._run(self._take())  # held by no name: while nobody comes, no item stays here
+                await self._run(self._next_batch())  # in no variable, which would keep the items alive
             except Exception as error:
                 log.exception("the batcher failed; whoever waits is told, and it goes on")
-                self._end_all(error)
+                self._fail_all(error)
 
-    async def _run(self, batch: "list[_Waiting[Item, Result]]") -> None:
+    async def _run(self, batch: "list[_QueuedItem[Item, Result]]") -> None:
         if not batch:
             return
         items = [each.item for each in batch]
-        self._batch_started = started = time.perf_counter()
+        started = handed_in = time.perf_counter()
+        self._running_since.append(handed_in)
         try:
-            started, outcomes = await self._worker.run(lambda: self._in_turn(items))
+            started, outcomes = await self._worker.run(lambda: self._run_locked(items))
         except Exception as error:  # not of run_batch: `_try` lets none through
             outcomes = [error] * len(items)
         finally:
-            self._batch_started = None
+            self._running_since.remove(handed_in)
         self._deliver(batch, outcomes, started)
 
     async def _wait_for_more(self) -> None:
@@ -259,100 +272,105 @@ class Batcher(Generic[Item, Result]):
         finally:
             self._is_holding = False
 
-    def _end_all(self, error: Exception) -> None:
-        """Everybody who waits gets the error, also those who are in no line just now."""
+    def _fail_all(self, error: Exception) -> None:
+        """Everybody who waits gets the error, also those whose items are not in the queue just now."""
         now = time.perf_counter()
-        for share, place in self._unanswered.items():
-            share.settle(0, error, started=now, ended=now)
-            place.waiting.clear()
-        self._line.clear()
+        for call, admission in self._pending.items():
+            call.settle(0, error, started=now, ended=now)
+            admission.waiting.clear()
+        self._queue.clear()
         self._work_waits.clear()
 
     def _fills_a_batch(self) -> bool:
-        waiting = [each for place in self._line for group in place.waiting.values() for each in group]
+        waiting = [
+            each for admission in self._queue for group in admission.waiting.values() for each in group
+        ]
         return (
             sum(each.cost for each in waiting) >= self._max_batch_cost
             or len(waiting) >= self._max_batch_items
         )
 
-    def _take(self) -> "list[_Waiting[Item, Result]]":
-        """The next batch: a group of whoever is first (see `_first_group`), one item of each place in turn.
+    def _next_batch(self) -> "list[_QueuedItem[Item, Result]]":
+        """The next batch: items of the first one's group (`_first_group`), one of each admission per round.
 
-        Places that have none of this group keep their position, those that were served go to the back.
-        Further rounds fill no more than TURN of the batch, so that the many windows of a long clip do not
-        hold up a short one that comes meanwhile, and two requests of many items that share no group do not
-        alternate in batches of one.
+        Admissions that have none of this group keep their position, those that were served go to the back.
+        Later rounds fill it no further than LATER_ROUNDS_BUDGET, so that the many windows of a long clip do
+        not hold up a short one that comes meanwhile, and two requests of many items that share no group do
+        not alternate in batches of one.
         """
-        if self._somebody_left:
-            self._forget_those_who_left()
-        batch: list[_Waiting[Item, Result]] = []
+        if self._has_stale:
+            self._drop_stale()
+        batch: list[_QueuedItem[Item, Result]] = []
         cost, budget = 0, float(self._max_batch_cost)
-        turn, served, passed_over = self._line, deque[Place[Item, Result]](), deque[Place[Item, Result]]()
+        this_round = self._queue
+        next_round: deque[Admission[Item, Result]] = deque()
+        passed_over: deque[Admission[Item, Result]] = deque()
         group = self._first_group()
-        while turn:
-            place = turn.popleft()
-            head = place.first_of(group)
+        while this_round:
+            admission = this_round.popleft()
+            head = admission.first_of(group)
             if head is None:
-                passed_over.append(place)
+                passed_over.append(admission)
             elif batch and (cost + head.cost > budget or len(batch) == self._max_batch_items):
-                turn.appendleft(place)
+                this_round.appendleft(admission)
                 break
             else:
-                batch.append(place.take(group))
-                place.is_new = False
+                batch.append(admission.take(group))
+                admission.is_new = False
                 cost += head.cost
-                if place.waiting:
-                    served.append(place)
-            if not turn:
-                turn, served = served, turn
-                budget = self._max_batch_cost * TURN
-        self._line = passed_over + turn + served
-        if not self._line:
+                if admission.waiting:
+                    next_round.append(admission)
+            if not this_round:
+                this_round, next_round = next_round, this_round
+                budget = self._max_batch_cost * LATER_ROUNDS_BUDGET
+        self._queue = passed_over + this_round + next_round
+        if not self._queue:
             self._work_waits.clear()
         return batch
 
     def _first_group(self) -> Hashable:
-        """Of the place that is served next: of those that were never served the one that waits longest, so
-        that a short clip waits for the window that is being run and not for another one of the same upload;
-        but PASSED batches in a row at most pass by whoever waits longest of all. None where nobody waits.
+        """Of the admission that is served next: of those never served the one that waits longest, so that
+        a short clip waits for the window that is being run and not for another one of the same upload.
+        Whoever waits longest of all is overtaken by MAX_OVERTAKES batches in a row at most. None where nobody
+        waits.
         """
-        if not self._line:
+        if not self._queue:
             return None
-        first = self._line[0]
-        if not first.is_new and self._passed < PASSED:
-            first = next((place for place in self._line if place.is_new), first)
-        self._passed = 0 if first is self._line[0] else self._passed + 1
+        first = self._queue[0]
+        if not first.is_new and self._overtakes < MAX_OVERTAKES:
+            first = next((admission for admission in self._queue if admission.is_new), first)
+        self._overtakes = 0 if first is self._queue[0] else self._overtakes + 1
         return next(iter(first.waiting))
 
-    def _forget_those_who_left(self) -> None:
+    def _drop_stale(self) -> None:
         """Drop the items that nobody waits for: the caller was cancelled, or an earlier item of it failed."""
-        self._somebody_left = False
+        self._has_stale = False
         dropped = 0
-        for place in self._line:
-            dropped += place.forget_the_answered()
-        self._line = deque(place for place in self._line if place.waiting)
+        for admission in self._queue:
+            dropped += admission.drop_stale()
+        self._queue = deque(admission for admission in self._queue if admission.waiting)
         if dropped:
             self._on_drop(dropped)
 
     def _deliver(
-        self, batch: "list[_Waiting[Item, Result]]", outcomes: "list[Result | Exception]", started: float
+        self, batch: "list[_QueuedItem[Item, Result]]", outcomes: "list[Result | Exception]", started: float
     ) -> None:
         ended = time.perf_counter()
         self._measure(sum(each.cost for each in batch), ended - started)
         for each, outcome in zip(batch, outcomes, strict=True):
-            each.share.settle(each.index, outcome, started=started, ended=ended)
+            each.call.settle(each.index, outcome, started=started, ended=ended)
             if isinstance(outcome, Exception):
-                self._somebody_left = True
+                self._has_stale = True
 
     def _measure(self, cost: int, seconds: float) -> None:
         newest = cost / max(seconds, 1e-6)
         self._cost_per_s = (
-            newest if self._cost_per_s is None else NEWEST * newest + (1 - NEWEST) * self._cost_per_s
+            newest if self._cost_per_s is None else EMA_WEIGHT * newest + (1 - EMA_WEIGHT) * self._cost_per_s
         )
 
-    def _in_turn(self, items: list[Item]) -> "tuple[float, list[Result | Exception]]":
-        """When its turn came, and the outcomes."""
-        with self._turn:
+    def _run_locked(self, items: list[Item]) -> "tuple[float, list[Result | Exception]]":
+        """In the worker thread: when it had the lock, and the outcomes."""
+        with self._run_lock:
             return time.perf_counter(), self._try(items)
 
     def _try(self, items: list[Item]) -> "list[Result | Exception]":
@@ -373,18 +391,18 @@ class Batcher(Generic[Item, Result]):
             return [error if isinstance(error, Exception) else RuntimeError(f"run_batch raised {error!r}")]
 
 
-class Place(Generic[Item, Result]):
-    """What one admitted request holds. `waited_s` and `ran_s` grow with every share that is done."""
+class Admission(Generic[Item, Result]):
+    """What one admitted request holds. `waited_s` and `ran_s` grow with every call of `run`."""
 
     def __init__(self, batcher: Batcher[Item, Result], cost: int) -> None:
-        self.waiting: dict[Hashable, deque[_Waiting[Item, Result]]] = {}  # by group, none of them empty
+        self.waiting: dict[Hashable, deque[_QueuedItem[Item, Result]]] = {}  # by group, none of them empty
         self.is_new = True  # until its first item is taken
-        self.waited_s = 0.0  # from handing a share in until its first item is taken
-        self.ran_s = 0.0  # from there until its last result, other requests' turns between them included
+        self.waited_s = 0.0  # from each call of `run` until its first item is run
+        self.ran_s = 0.0  # from there until its last result, other requests' batches in between included
         self._batcher = batcher
         self._cost = cost
 
-    def __enter__(self) -> "Place[Item, Result]":
+    def __enter__(self) -> "Admission[Item, Result]":
         self._batcher.join(self._cost)
         return self
 
@@ -397,77 +415,77 @@ class Place(Generic[Item, Result]):
         """Results of `items`, in order. Raises what run_batch raised for the first item that failed."""
         if not items:
             return []
-        share = _Share[Item, Result](items)
-        self._batcher.enter(self, share)
+        call = _Call[Item, Result](items)
+        self._batcher.enqueue(self, call)
         try:
-            results = await share.answer
-            waited_s = share.started - share.entered
+            results = await call.future
+            waited_s = call.started - call.entered
             self.waited_s += waited_s
-            self.ran_s += share.ended - share.started
+            self.ran_s += call.ended - call.started
         except asyncio.CancelledError:
-            self._batcher.somebody_left()
+            self._batcher.note_stale()
             raise
         finally:
-            self._batcher.forget(share)
-            del share  # it leads to the error, whose traceback leads here: its items would stay in a cycle
+            self._batcher.forget(call)
+            del call  # it leads to the error, whose traceback leads here: its items would stay in a cycle
         self._batcher.on_wait(waited_s)
         return results
 
-    def first_of(self, group: Hashable) -> "_Waiting[Item, Result] | None":
+    def first_of(self, group: Hashable) -> "_QueuedItem[Item, Result] | None":
         return self.waiting[group][0] if group in self.waiting else None
 
-    def take(self, group: Hashable) -> "_Waiting[Item, Result]":
-        """Remove the first item of a group; the place's other groups come before the rest of this one."""
+    def take(self, group: Hashable) -> "_QueuedItem[Item, Result]":
+        """Remove the first item of a group; the admission's other groups come before the rest of this one."""
         items = self.waiting.pop(group)
         item = items.popleft()
         if items:
             self.waiting[group] = items
         return item
 
-    def forget_the_answered(self) -> int:
-        """Remove the items whose share has its answer; returns how many of them nobody wanted any more."""
+    def drop_stale(self) -> int:
+        """Remove the items whose call has its answer; returns how many of them nobody wanted any more."""
         all_items = [each for items in self.waiting.values() for each in items]
-        if any(each.share.answer.done() for each in all_items):
+        if any(each.call.future.done() for each in all_items):
             kept = {
-                group: deque(each for each in items if not each.share.answer.done())
+                group: deque(each for each in items if not each.call.future.done())
                 for group, items in self.waiting.items()
             }
             self.waiting = {group: items for group, items in kept.items() if items}
-        return sum(each.share.answer.cancelled() for each in all_items)
+        return sum(each.call.future.cancelled() for each in all_items)
 
 
-class _Share(Generic[Item, Result]):
-    """Items that were handed in together, and the answer that waits for all of them."""
+class _Call(Generic[Item, Result]):
+    """The items of one call of `run`, and the future of all their results."""
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = items
-        self.answer: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
         self.entered = time.perf_counter()
         self.started = math.inf
         self.ended = 0.0
         self._results: dict[int, Result] = {}
 
     def settle(self, index: int, outcome: Result | Exception, *, started: float, ended: float) -> None:
-        """Keep one item's outcome; the answer is given with the last result or the first error."""
-        if self.answer.done():
+        """Keep one item's outcome; the future is set with the last result or the first error."""
+        if self.future.done():
             return
         self.started, self.ended = min(self.started, started), ended
         if isinstance(outcome, Exception):
-            self.answer.set_exception(outcome)
-            self.answer.exception()  # it counts as seen, even where the caller has just left
+            self.future.set_exception(outcome)
+            self.future.exception()  # it counts as seen, even where the caller has just left
             return
         self._results[index] = outcome
         if len(self._results) == len(self.items):
-            self.answer.set_result([self._results[index] for index in range(len(self.items))])
+            self.future.set_result([self._results[index] for index in range(len(self.items))])
 
 
-class _Waiting(Generic[Item, Result]):
-    """One item in the line."""
+class _QueuedItem(Generic[Item, Result]):
+    """One item in the queue."""
 
-    __slots__ = ("cost", "index", "item", "share")
+    __slots__ = ("call", "cost", "index", "item")
 
-    def __init__(self, item: Item, cost: int, share: _Share[Item, Result], index: int) -> None:
+    def __init__(self, item: Item, cost: int, call: _Call[Item, Result], index: int) -> None:
         self.item = item
         self.cost = cost
-        self.share = share
+        self.call = call
         self.index = index

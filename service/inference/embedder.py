@@ -1,24 +1,23 @@
-"""An upload in, its embedding out: the way of a request through decode threads, batcher and pooling.
+"""An encoded clip in, its embedding out: a request through decode threads, batcher and pooling.
 
     decode threads                       worker thread         event loop
     source ─► waveform ─► log-mel ─► windows ─ batcher ─► model ─► outputs ─► Pool ─► Embedding
-              └── a share of SHARE windows at a time ──┘
+              └── a chunk of windows at a time ──┘
 
-A short clip is one window and one share. One that comes alone never leaves its decode thread, which runs the
-model too: on an idle server that is the shortest way. A long one is decoded share by share, the next one
-while the last is in the queue: an hour holds no more of the queue, and of the memory, than two shares, and
+A short clip is one window and one chunk. One that comes alone never leaves its decode thread, which runs the
+model too: on an idle server that is the shortest way. A long one is decoded chunk by chunk, the next one
+while the last is in the queue: an hour holds no more of the queue, and of the memory, than two chunks, and
 its windows take turns with everybody else's. One decode thread is always left for short clips: what takes
-long (the shares of a long clip, large answers) has the others. All models share one batcher and one worker,
+long (the chunks of a long clip, large answers) has the others. All models share one batcher and one worker,
 because they share the cores.
 """
 
 import asyncio
-import io
 import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar, cast
@@ -26,22 +25,28 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from service.audio import AudioStream
-from service.batcher import NEWEST, Batcher, Place
-from service.crew import Crew
 from service.errors import BadRequest, InternalError, Overloaded, ViolaError
-from service.metrics import Metrics
-from service.model import Model, Output
-from service.picture import Drawing, Picture
+from service.inference.batcher import EMA_WEIGHT, Admission, Batcher
+from service.inference.card import Card
+from service.inference.events import event_windows
+from service.inference.model import Model, Output
+from service.inference.projection import BLOCK_ROWS, Project
+from service.inference.tags import Scorer, passages_of, tag_pool
+from service.inference.thread_pool import ThreadPool
+from service.inference.threads import ThreadPlan
+from service.inference.windows import Embedding, Piece, Pool, cut, embed_pieces
+from service.process.metrics import Metrics
 from service.settings import Settings
-from service.threads import ThreadPlan
-from service.upload import Upload
-from service.windows import Embedding, Piece, Pool, cut, embed_pieces
+from service.sound.audio import AudioStream, Source, size_of
+from service.sound.level import Levels
+from service.sound.picture import Drawing, Picture
+from service.sound.waveform import Waveform
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-SHARE = 4  # windows decoded and queued at a time: 40 s of sound with the default model, about 0.1 s of work
+# Decoded and queued at a time: 40 s of sound with the default model, about 0.1 s of work.
+CHUNK_WINDOWS = 4
 
 # Clips that may wait for each decode thread. A short clip takes 0.3 ms, so that the last one waits 0.1 s.
 MAX_WAITING_PER_THREAD = 256
@@ -67,25 +72,60 @@ class Timings:
     encode: float = 0.0
 
     def server_timing(self) -> str:
-        """The header Server-Timing: milliseconds, in the order of the way."""
+        """The header Server-Timing: milliseconds, in the order of the stages."""
         return ", ".join(f"{stage.name};dur={1000 * getattr(self, stage.name):.3f}" for stage in fields(self))
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What is wanted beside the clip's vector: one per frame, one per window of window_s every hop_s."""
+class EmbedOptions:
+    """What is wanted beside the clip's vector: one per frame, one per window of window_s every hop_s, a
+    picture of the log-mel in at most logmel_columns columns.
+
+    head_of: the head or heads whose scores are wanted for the windows, in place of their vectors; a long clip
+    then has passages, too (tags.py). events: without window_s the windows are those that events are looked
+    for in.
+    normalize, dimensions: of which vectors (projection.py).
+    levels: also how loud the clip is.
+    tag_numbers: what the tags of a window may take in the answer, in numbers, where labels may be long.
+    """
 
     frames: bool = False
     window_s: float | None = None
     hop_s: float | None = None
+    logmel_columns: int | None = None
+    head_of: Callable[[Model], Scorer] | None = None
+    events: bool = False
+    levels: bool = False
+    normalize: bool | None = None
+    dimensions: int | None = None
+    tag_numbers: float = 0.0
+
+    def check(self, model: Model) -> None:
+        """Raises BadRequest or UnknownHead where the model lacks what is asked for."""
+        self.check_vectors(model)
+        if self.head_of:
+            self.head_of(model)
+
+    def check_vectors(self, model: Model) -> None:
+        """Raises BadRequest where the model cannot make such vectors."""
+        model.project_of(normalize=self.normalize, dimensions=self.dimensions)
 
 
 @dataclass(frozen=True)
-class Sound:
-    """An embedded clip. duration_s: of the input."""
+class EmbeddedClip:
+    """An embedded clip. duration_s: of the input; projected: its vector, where a head has read the
+    embedding's own and another is asked for."""
 
     embedding: Embedding
     duration_s: float
+    picture: Picture | None = None
+    levels: Levels | None = None
+    projected: NDArray[np.float32] | None = None
+
+    @property
+    def vector(self) -> NDArray[np.float32]:
+        """(N,), as it is asked for."""
+        return self.embedding.vector if self.projected is None else self.projected
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +148,17 @@ def group_of(job: Job) -> tuple[int, int, bool]:
 
 
 class Embedder:
-    """Embeds uploads with any loaded model. `start` it in the event loop, `drain` it at the end."""
+    """Embeds clips with any loaded model. `start` it in the event loop, `drain` it at the end."""
 
     def __init__(self, settings: Settings, plan: ThreadPlan, metrics: Metrics) -> None:
         self._metrics = metrics
         self._max_audio_s = settings.max_audio_s
-        self._threads = Crew(plan.decode, name="viola-decode", on_drop=metrics.dropped.inc)
-        self._turns_of_long_work = asyncio.Semaphore(max(1, plan.decode - 1))
-        self._opening = 0
-        self._drawing = 0  # clips too, but none that will come to the batcher
-        self._usual_cost = 1.0  # of a clip: the mean of about the last ten
-        self._max_opening = MAX_WAITING_PER_THREAD * plan.decode
+        self._threads = ThreadPool(plan.decode, name="viola-decode", on_drop=metrics.dropped.inc)
+        self._long_work_slots = asyncio.Semaphore(max(1, plan.decode - 1))
+        self._n_opening = 0  # clips whose first chunk is not decoded yet
+        self._n_drawing = 0  # clips too, but none that will come to the batcher
+        self._mean_cost = 1.0  # of a clip: the mean of about the last ten
+        self._max_waiting = MAX_WAITING_PER_THREAD * plan.decode
         self.batcher: Batcher[Job, Output] = Batcher(
             self._run_batch,
             cost_of=cost_of,
@@ -129,7 +169,7 @@ class Embedder:
             max_queue_s=settings.max_queue_s,
             max_wait_s=settings.max_wait_ms / 1000,
             hold_s=settings.hold_ms / 1000,
-            is_more_coming=lambda: self._opening > 0,
+            is_more_coming=lambda: self._n_opening > 0,
             on_wait=metrics.queue_wait.observe,
             on_drop=metrics.dropped.inc,
         )
@@ -143,59 +183,61 @@ class Embedder:
         await self.batcher.drain()
         self._threads.close()
 
-    async def embed(self, model: Model, upload: Upload, ask: Ask, timings: Timings) -> Sound:
+    async def embed(
+        self, model: Model, source: Source, options: EmbedOptions, timings: Timings
+    ) -> EmbeddedClip:
         """One clip. Raises Overloaded, or the errors of audio.decode."""
-        clip = _Clip(model, upload, ask, self._max_audio_s, _Budget(ask))
+        clip = _Clip(model, source, options, self._max_audio_s, _AnswerBudget(options))
         try:
-            share = await self._open(clip, is_lone=True)
-            if clip.early_outputs is None:
-                with self.batcher.admit(clip.cost(share)) as place:
-                    await self._finish(clip, share, place)
-                waited_s, ran_s = place.waited_s, place.ran_s
+            chunk = await self._open(clip, is_lone=True)
+            if clip.inline_outputs is None:
+                with self.batcher.admit(clip.cost(chunk)) as admission:
+                    await self._finish(clip, chunk, admission)
+                waited_s, ran_s = admission.waited_s, admission.ran_s
             else:
-                await self._add(clip, share, clip.early_outputs)
+                await self._add(clip, chunk, clip.inline_outputs)
                 self.batcher.on_wait(0.0)
-                waited_s, ran_s = 0.0, clip.ran_early_s
+                waited_s, ran_s = 0.0, clip.inline_s
         finally:
             clip.stop_reading()
-        self._note(waited_s, ran_s, [clip], timings)
+        self._record(waited_s, ran_s, [clip], timings)
         return await self._result(clip)
 
     async def embed_all(
-        self, model: Model, uploads: Sequence[Upload], ask: Ask, timings: Timings
-    ) -> list[Sound | ViolaError]:
+        self, model: Model, sources: Sequence[Source], options: EmbedOptions, timings: Timings
+    ) -> list[EmbeddedClip | ViolaError]:
         """Several clips, admitted as one request; for each its embedding or its error. Raises Overloaded, and
         BadRequest where their answers together would hold too much."""
-        budget = _Budget(ask)
-        clips = [_Clip(model, upload, ask, self._max_audio_s, budget) for upload in uploads]
+        budget = _AnswerBudget(options)
+        clips = [_Clip(model, source, options, self._max_audio_s, budget) for source in sources]
         try:
-            shares = await _all(_caught(self._open, clip) for clip in clips)
+            chunks = await _all(_caught(self._open, clip) for clip in clips)
             budget.check()
-            for share in shares:
-                if isinstance(share, Overloaded):
-                    raise share
+            for chunk in chunks:
+                if isinstance(chunk, Overloaded):
+                    raise chunk
             good = [
-                (clip, share) for clip, share in zip(clips, shares, strict=True) if isinstance(share, list)
+                (clip, chunk) for clip, chunk in zip(clips, chunks, strict=True) if isinstance(chunk, list)
             ]
-            with self.batcher.admit(sum(clip.cost(share) for clip, share in good)) as place:
-                ends = await _all(_caught(self._finish, clip, share, place) for clip, share in good)
+            with self.batcher.admit(sum(clip.cost(chunk) for clip, chunk in good)) as admission:
+                ends = await _all(_caught(self._finish, clip, chunk, admission) for clip, chunk in good)
         finally:
             for clip in clips:
                 clip.stop_reading()
         budget.check()
-        self._note(place.waited_s, place.ran_s, [clip for clip, _ in good], timings)
+        self._record(admission.waited_s, admission.ran_s, [clip for clip, _ in good], timings)
         errors = {clip: end for (clip, _), end in zip(good, ends, strict=True) if isinstance(end, ViolaError)}
         errors |= {
-            clip: share for clip, share in zip(clips, shares, strict=True) if isinstance(share, ViolaError)
+            clip: chunk for clip, chunk in zip(clips, chunks, strict=True) if isinstance(chunk, ViolaError)
         }
         return [errors[clip] if clip in errors else await self._result(clip) for clip in clips]
 
-    async def draw(self, model: Model, upload: Upload, *, columns: int) -> tuple[Picture, float]:
+    async def draw(self, model: Model, source: Source, *, columns: int) -> tuple[Picture, float]:
         """The picture of a clip's log-mel, and its seconds; block after block, so that a long one takes turns
-        with other clips. Raises Overloaded, or the errors of audio.decode."""
-        stream = AudioStream(upload.source, sample_rate=model.card.sample_rate, max_audio_s=self._max_audio_s)
+        with other clips. Raises Overloaded, BadRequest of `drawing_of`, or the errors of audio.decode."""
+        drawing = drawing_of(model.card, columns=columns)
+        stream = AudioStream(source, sample_rate=model.card.sample_rate, max_audio_s=self._max_audio_s)
         blocks = iter(model.logmel_blocks(stream))
-        drawing = Drawing(model.card.frontend.n_mels, columns=columns)
 
         def add_one() -> bool:
             block = next(blocks, None)
@@ -204,13 +246,13 @@ class Embedder:
             return block is not None
 
         self._check_opening()
-        self._drawing += 1
+        self._n_drawing += 1
         try:
             while await self.in_thread(add_one, takes_long=True):
                 pass
             return await self.in_thread(drawing.picture), stream.duration_s
         finally:
-            self._drawing -= 1
+            self._n_drawing -= 1
             blocks = iter(())  # as `_Clip.stop_reading`
 
     async def in_thread(self, function: Callable[[], T], *, takes_long: bool = False) -> T:
@@ -218,71 +260,72 @@ class Embedder:
         has begun has ended: it reads the caller's file."""
         if not takes_long:
             return await self._threads.run(function)
-        async with self._turns_of_long_work:
+        async with self._long_work_slots:
             return await self._threads.run(function)
 
     def _check_opening(self) -> None:
         """Raises Overloaded when too many clips wait to be decoded, or for the model."""
-        self.batcher.check_room(round((self._opening + 1) * self._usual_cost))
-        if self._opening + self._drawing >= self._max_opening:
+        self.batcher.check_room(round((self._n_opening + 1) * self._mean_cost))
+        if self._n_opening + self._n_drawing >= self._max_waiting:
             raise Overloaded(
                 "too many clips wait to be decoded, try again later",
                 retry_after_s=self.batcher.retry_after_s(),
             )
 
     async def _open(self, clip: "_Clip", is_lone: bool = False) -> list[Job]:
-        """The first share, which for most clips is all. Raises Overloaded when too many clips wait.
+        """The first chunk, which for most clips is all. Raises Overloaded when too many clips wait.
 
         Those that are being decoded will take room too: without counting them, an overloaded server would
         decode clip after clip only to refuse it.
         """
         self._check_opening()
-        self._opening += 1
+        self._n_opening += 1
         try:
-            first = partial(self._first_share, clip) if is_lone else clip.next_share
-            share = await self.in_thread(first, takes_long=clip.is_long)
-            self._usual_cost += NEWEST * (clip.cost(share) - self._usual_cost)
-            return share
+            first = partial(self._first_chunk, clip) if is_lone else clip.next_chunk
+            chunk = await self.in_thread(first, takes_long=clip.is_long)
+            self._mean_cost += EMA_WEIGHT * (clip.cost(chunk) - self._mean_cost)
+            return chunk
         finally:
-            self._opening -= 1
+            self._n_opening -= 1
             self.batcher.reconsider()
 
-    def _first_share(self, clip: "_Clip") -> list[Job]:
-        """In a decode thread: of a clip that is alone in its request. Where the request is alone too, its one
-        window has been run when it ends."""
-        share = clip.next_share()
-        if clip.is_read and len(share) == 1 and self._opening == 1:
+    def _first_chunk(self, clip: "_Clip") -> list[Job]:
+        """In a decode thread: of a clip that is alone in its request. Where the request is alone too, and the
+        clip is one window, that is run here as well."""
+        chunk = clip.next_chunk()
+        if clip.is_read and len(chunk) == 1 and self._n_opening == 1:
             started = time.perf_counter()
-            clip.early_outputs = self.batcher.run_here(share)
-            clip.ran_early_s = time.perf_counter() - started
-        return share
+            clip.inline_outputs = self.batcher.run_inline(chunk)
+            clip.inline_s = time.perf_counter() - started
+        return chunk
 
-    async def _finish(self, clip: "_Clip", share: list[Job], place: Place[Job, Output]) -> None:
-        """Run share after share, decoding the next one meanwhile."""
-        while share:
-            following = None if clip.is_read else asyncio.ensure_future(self._next_share(clip))
+    async def _finish(self, clip: "_Clip", chunk: list[Job], admission: Admission[Job, Output]) -> None:
+        """Run chunk after chunk, decoding the next one meanwhile."""
+        while chunk:
+            following = None if clip.is_read else asyncio.ensure_future(self._next_chunk(clip))
             try:
-                await self._add(clip, share, await place.run(share))
-                share = await following if following else []
+                await self._add(clip, chunk, await admission.run(chunk))
+                chunk = await following if following else []
             finally:
                 if following:
                     following.cancel()
                     await asyncio.gather(following, return_exceptions=True)
                     following = None  # it leads to its error, whose traceback leads here
 
-    async def _add(self, clip: "_Clip", share: list[Job], outputs: list[Output]) -> None:
+    async def _add(self, clip: "_Clip", chunk: list[Job], outputs: list[Output]) -> None:
         if clip.needs_frames:  # pooling thousands of frames takes milliseconds
-            await self.in_thread(partial(clip.add, share, outputs), takes_long=clip.is_long)
+            await self.in_thread(partial(clip.add, chunk, outputs), takes_long=clip.is_long)
         else:
-            clip.add(share, outputs)
+            clip.add(chunk, outputs)
 
-    async def _next_share(self, clip: "_Clip") -> list[Job]:
-        return await self.in_thread(clip.next_share, takes_long=True)
+    async def _next_chunk(self, clip: "_Clip") -> list[Job]:
+        return await self.in_thread(clip.next_chunk, takes_long=True)
 
-    async def _result(self, clip: "_Clip") -> Sound:
-        if not clip.needs_frames:
-            return clip.result()
-        return await self.in_thread(clip.result, takes_long=clip.is_long)
+    async def _result(self, clip: "_Clip") -> EmbeddedClip:
+        if clip.needs_frames or clip.is_drawn or clip.is_projected:
+            takes_long = clip.is_long or (clip.is_projected and clip.needs_frames)
+            return await self.in_thread(clip.result, takes_long=takes_long)
+        return clip.result()
 
     def _run_batch(self, jobs: list[Job]) -> list[Output]:
         """In the worker thread: one group of jobs through its model."""
@@ -297,7 +340,7 @@ class Embedder:
         self._metrics.batch_fill_ratio.observe(sound / (len(jobs) * cost_of(jobs[0])))
         return outputs
 
-    def _note(self, waited_s: float, ran_s: float, clips: "list[_Clip]", timings: Timings) -> None:
+    def _record(self, waited_s: float, ran_s: float, clips: "list[_Clip]", timings: Timings) -> None:
         """Stage times into the request's timings and the metrics."""
         timings.queue += waited_s
         timings.inference += ran_s
@@ -309,11 +352,11 @@ class Embedder:
             timings.logmel += clip.timings.logmel
 
 
-class _Budget:
+class _AnswerBudget:
     """The numbers that an answer may hold; all clips of a request take from it, in several threads."""
 
-    def __init__(self, ask: Ask) -> None:
-        self._ask = ask
+    def __init__(self, options: EmbedOptions) -> None:
+        self._options = options
         self._left = float(MAX_NUMBERS)
         self._lock = threading.Lock()
 
@@ -328,73 +371,149 @@ class _Budget:
         if self._left >= 0:
             return
         ways = ["send less sound"]
-        if self._ask.frames:
+        if self._options.frames:
             ways.append("leave out frames")
-        if self._ask.window_s:
+        if self._options.window_s:
             ways.append("take a longer hop_s")
+        if self._options.logmel_columns:
+            ways.append("take fewer logmel_columns")
         raise BadRequest(f"the answer would hold more than {MAX_NUMBERS} numbers; {' or '.join(ways)}")
 
 
 class _Clip:
-    """One upload on its way: decoded in shares by `next_share`, its outputs gathered by `add`.
+    """One clip on its way: decoded in chunks by `next_chunk`, its outputs gathered by `add`.
 
     The two may run at the same time in two threads; neither runs twice at once.
     """
 
-    def __init__(self, model: Model, upload: Upload, ask: Ask, max_audio_s: float, budget: _Budget) -> None:
+    def __init__(
+        self, model: Model, source: Source, options: EmbedOptions, max_audio_s: float, budget: _AnswerBudget
+    ) -> None:
         self.timings = Timings()
-        self.early_outputs: list[Output] | None = None  # of the first and only share
-        self.ran_early_s = 0.0
+        # Of the only chunk, where its decode thread has run it: outputs, and the seconds that took.
+        self.inline_outputs: list[Output] | None = None
+        self.inline_s = 0.0
         self.is_read = False
-        self.is_long = _n_bytes(upload) > LONG_BYTES
+        self.is_long = size_of(source) > LONG_BYTES
         self._model = model
-        self._ask = ask
+        self._options = options
         self._budget = budget
         self._n_numbers = 0.0
-        self._pool = Pool(model.card, frames=ask.frames, window_s=ask.window_s, hop_s=ask.hop_s)
-        self._stream = AudioStream(upload.source, sample_rate=model.card.sample_rate, max_audio_s=max_audio_s)
-        self._pieces = cut(model.logmel_blocks(_timed(self._stream, self.timings)), model.card.windows)
+        self._head = options.head_of(model) if options.head_of else None
+        self._project = model.project_of(normalize=options.normalize, dimensions=options.dimensions)
+        self._pool: Pool | None = None  # what it must gather depends on the first chunk
+        self._stream = AudioStream(source, sample_rate=model.card.sample_rate, max_audio_s=max_audio_s)
+        samples = _timed(self._stream, self.timings)
+        self._levels = Levels(model.card.sample_rate) if options.levels else None
+        blocks = model.logmel_blocks(self._levels.listen(samples) if self._levels else samples)
+        self._drawing: Drawing | None = None
+        if options.logmel_columns:
+            self._drawing = drawing_of(model.card, columns=options.logmel_columns)
+            blocks = _drawn(blocks, self._drawing)
+        self._pieces = cut(blocks, model.card.windows)
 
     @property
     def needs_frames(self) -> bool:
+        """Once the first chunk is there."""
+        assert self._pool is not None
         return self._pool.needs_frames
+
+    @property
+    def is_drawn(self) -> bool:
+        return self._drawing is not None
+
+    @property
+    def is_projected(self) -> bool:
+        return self._project is not None
 
     @property
     def duration_s(self) -> float:
         return self._stream.duration_s
 
-    def next_share(self) -> list[Job]:
-        """In a decode thread: the next SHARE windows, fewer at the end, none behind it."""
+    def next_chunk(self) -> list[Job]:
+        """In a decode thread: the next CHUNK_WINDOWS windows, fewer at the end, none behind it."""
         started, decoded_before = time.perf_counter(), self.timings.decode
-        share = [Job(self._model, piece, self.needs_frames) for piece in islice(self._pieces, SHARE)]
-        self.is_read = len(share) < SHARE
+        pieces = list(islice(self._pieces, CHUNK_WINDOWS))
+        self.is_read = len(pieces) < CHUNK_WINDOWS
         self._take_from_budget()
+        if self._pool is None:
+            self._pool = self._new_pool()
+        needs_frames = self._pool.needs_frames
+        chunk = [Job(self._model, piece, needs_frames) for piece in pieces]
         self.timings.logmel += time.perf_counter() - started - (self.timings.decode - decoded_before)
-        return share
+        return chunk
 
-    def cost(self, first_share: list[Job]) -> int:
-        """The most that is in the queue at once, in log-mel frames: two shares of a long clip."""
-        return sum(map(cost_of, first_share)) * (1 if self.is_read else 2)
+    def cost(self, first_chunk: list[Job]) -> int:
+        """The most that is in the queue at once, in log-mel frames: two chunks of a long clip."""
+        return sum(map(cost_of, first_chunk)) * (1 if self.is_read else 2)
 
     def stop_reading(self) -> None:
-        """Close the decoder, which reads the caller's file; no thread is in `next_share` any more."""
+        """Close the decoder, which reads the caller's file; no thread is in `next_chunk` any more."""
         self._pieces = iter(())
 
-    def add(self, share: list[Job], outputs: list[Output]) -> None:
-        for job, output in zip(share, outputs, strict=True):
+    def add(self, chunk: list[Job], outputs: list[Output]) -> None:
+        assert self._pool is not None
+        for job, output in zip(chunk, outputs, strict=True):
             self._pool.add(job.piece.window, output)
 
-    def result(self) -> Sound:
-        return Sound(self._pool.result(duration_s=self.duration_s), self.duration_s)
+    def result(self) -> EmbeddedClip:
+        assert self._pool is not None
+        picture = self._drawing.picture() if self._drawing else None
+        embedding, projected = self._pool.result(duration_s=self.duration_s), None
+        if self._project and self._head:
+            projected = self._project(embedding.vector[None])[0]
+        elif self._project:
+            embedding = _projected(embedding, self._model.card, self._project)
+        return EmbeddedClip(embedding, self.duration_s, picture, self._levels, projected)
+
+    def _new_pool(self) -> Pool:
+        card, options = self._model.card, self._options
+        if self._head is None:
+            return Pool(card, frames=options.frames, window_s=options.window_s, hop_s=options.hop_s)
+        whole_s = self.duration_s if self.is_read else None
+        windows = options.window_s, options.hop_s
+        if options.events and not options.window_s:
+            windows = event_windows(card)
+        return tag_pool(card, self._head, whole_s=whole_s, window_s=windows[0], hop_s=windows[1])
 
     def _take_from_budget(self) -> None:
         """What was read since the last time. Raises BadRequest as soon as the answer would hold too much."""
-        card, ask = self._model.card, self._ask
-        n_vectors = self.duration_s * 1000 / card.frame_period_ms if ask.frames else 0.0
-        if ask.window_s:
-            n_vectors += self.duration_s / (ask.hop_s or ask.window_s)
-        taken, self._n_numbers = self._n_numbers, n_vectors * card.embedding_size
+        card, options = self._model.card, self._options
+        n_vectors = self.duration_s * 1000 / card.frame_period_ms if options.frames else 0.0
+        n_windows = self.duration_s / (options.hop_s or options.window_s) if options.window_s else 0.0
+        n_numbers = (n_vectors + n_windows) * card.embedding_size + n_windows * options.tag_numbers
+        if self._head is not None:  # of passages, and windows that are not in the answer, scores are held
+            hops_s = [passages_of(card)[1]]
+            if options.events and not options.window_s:
+                hops_s.append(event_windows(card)[1])
+            n_numbers += sum(self.duration_s / hop_s for hop_s in hops_s) * len(self._head.labels)
+        n_numbers += (options.logmel_columns or 0) * card.frontend.n_rows
+        taken, self._n_numbers = self._n_numbers, n_numbers
         self._budget.take(self._n_numbers - taken)
+
+
+def _projected(embedding: Embedding, card: Card, project: Project) -> Embedding:
+    """All its vectors. A window counts as a clip of its own, and so does a frame: where a clip's vector is
+    its mean + its maximum, that of one frame is twice the frame."""
+    frames = embedding.frames
+    if frames is not None:
+        if card.pooling == "mean+max":
+            frames *= 2  # in place: nobody else reads them, and they may be 80 MB
+        frames = project(frames)
+    segments = []
+    for start in range(0, len(embedding.segments), BLOCK_ROWS):
+        some = embedding.segments[start : start + BLOCK_ROWS]
+        rows = project(np.stack([segment.vector for segment in some]))
+        segments += [replace(segment, vector=row) for segment, row in zip(some, rows, strict=True)]
+    vector = project(embedding.vector[None])[0]
+    return replace(embedding, vector=vector, frames=frames, segments=segments)
+
+
+def drawing_of(card: Card, *, columns: int) -> Drawing:
+    """An empty picture of a model's log-mel. Raises BadRequest for a model that has none."""
+    if isinstance(card.frontend, Waveform):
+        raise BadRequest(f"the model `{card.name}` takes samples, not a log-mel: there is no picture of it")
+    return Drawing(card.frontend.n_mels, columns=columns)
 
 
 def _timed(blocks: Iterable[NDArray[np.float32]], timings: Timings) -> Iterator[NDArray[np.float32]]:
@@ -408,9 +527,11 @@ def _timed(blocks: Iterable[NDArray[np.float32]], timings: Timings) -> Iterator[
     timings.decode += time.perf_counter() - started
 
 
-def _n_bytes(upload: Upload) -> int:
-    """Of the encoded clip. A file is left at its end; its decoder goes back to the beginning."""
-    return len(upload.source) if isinstance(upload.source, bytes) else upload.source.seek(0, io.SEEK_END)
+def _drawn(blocks: Iterable[NDArray[np.float32]], drawing: Drawing) -> Iterator[NDArray[np.float32]]:
+    """The blocks of a log-mel, each of which the picture gets too."""
+    for block in blocks:
+        drawing.add(block)
+        yield block
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -1,12 +1,20 @@
 """A model folder in, a model out: `models/<name>/` is checked, loaded and run with onnxruntime.
 
-    card.json                 what it is and how it is fed      ─► Card
+    card.json                 what it is and how it is fed      ─► Card        (card.py)
     frontend.safetensors      window, filterbank                ─► LogMel      samples -> (n_mels, frames)
-    encoder.onnx              the network, float32              ─► a session   log-mels -> Output
+                              none where samples are taken      ─► Columns     samples -> (hop_length, T)
+    encoder.onnx              the network, float32              ─► Session     log-mels -> Output
     encoder.int8.onnx         optional: for CPUs
-    heads/<head>.safetensors  optional: linear heads            ─► Head        vectors -> scores
+    projection.safetensors    optional: centre and axes   ─► Projection   vectors -> unit vectors
+    text/encoder.onnx         optional: a text tower    ─► TextEncoder  texts -> vectors (text.py)
+    text/tokenizer.json       what takes its texts apart
+    background.safetensors    optional: what all kinds of sounds give, for heads that are taught
+    heads/<head>.safetensors  optional: small heads             ─► Head        vectors -> scores (heads.py)
 
 A folder that does not fit its card is refused with a ModelFolderError whose sentence says what is wrong.
+
+A network that cannot tell a clip from the padding behind it says so in its card's `batching`: its batches
+hold clips of one length (`equal`), or one (`alone`), and nothing is padded.
 
 onnxruntime keeps memory for every input shape it sees, so that batches are padded to a small set of lengths
 (`padded_length`). A session whose device fails is opened again:
@@ -15,152 +23,48 @@ onnxruntime keeps memory for every input shape it sees, so that batches are padd
                                      └─ yes ─► open again ─► test signal ─► run once more
 """
 
-import hashlib
-import json
 import logging
-import math
-import os
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
-from safetensors import SafetensorError, safe_open
 
-from service.errors import ModelFolderError, Overloaded
-from service.logmel import Frontend, LogMel
-from service.selftest import SelfTest, complaint, probe_sound
-from service.session import INPUT_IS_WRONG, Device, Session, TensorRT, candidates, is_failure_of_device
+from service.errors import HeadOutdated, ModelFolderError, Overloaded
+from service.inference.card import Card, check_file, check_files, load_card
+from service.inference.heads import Head, load_heads, named_head
+from service.inference.projection import Project, Projection, load_projection, project_of
+from service.inference.selftest import (
+    PROJECTED_TOLERANCE,
+    Fingerprint,
+    complaint,
+    fingerprint,
+    probe_sound,
+)
+from service.inference.session import (
+    INPUT_IS_WRONG,
+    Device,
+    Session,
+    TensorRT,
+    candidates,
+    is_failure_of_device,
+)
+from service.inference.tensors import checked_tensor, read_tensors
+from service.inference.text import TextEncoder, load_text
+from service.sound.logmel import LogMel, LogMelStream
+from service.sound.waveform import Columns, ColumnStream, Waveform
 
 log = logging.getLogger(__name__)
 
 Array = NDArray[np.float32]
 Precision = Literal["auto", "float32", "float16", "int8"]
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a model or a head: a file's name everywhere
 REOPEN_EVERY_S = 5.0  # a session that cannot be opened is not tried more often
+BACKGROUND = "background.safetensors"
 GRAPH_FILES = {"float32": "encoder.onnx", "float16": "encoder.float16.onnx", "int8": "encoder.int8.onnx"}
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Encoder(_Part):
-    """Which network, and what builds it in `encoders`."""
-
-    name: str
-    parameters: dict[str, JsonValue] = {}
-
-
-class Normalization(_Part):
-    """(log-mel - mean) / std happens inside the graph; here it informs."""
-
-    mean: float
-    std: float
-
-
-class Windows(_Part):
-    """How long audio is cut; see service/windows.py. All in log-mel frames but `context`."""
-
-    kind: Literal["exact", "independent"]
-    stride: PositiveInt = 1  # log-mel frames per output frame
-    context: int = Field(default=0, ge=0)  # output frames at an inner edge that differ from the whole clip's
-    frames: PositiveInt  # longest window
-    min_frames: PositiveInt = 1  # a shorter last window gives nothing and is dropped
-
-    @property
-    def shortest(self) -> int:
-        """The fewest log-mel frames that are ever run."""
-        return max(self.stride, self.min_frames)
-
-    @model_validator(mode="after")
-    def _advances(self) -> Self:
-        if self.kind == "exact" and self.frames // self.stride <= 2 * self.context:
-            raise ValueError(
-                f"a window of {self.frames} frames keeps none of its output frames; make it longer"
-            )
-        return self
-
-
-class Card(_Part):
-    """card.json. What the server must know comes first, what a person wants to know after it."""
-
-    format: Literal[1] = 1
-    name: str = Field(pattern=NAME)
-    version: str
-    description: str
-    licence: str  # SPDX identifier or a sentence
-    created: str  # ISO date
-    commit: str = ""  # git hash of the code that exported it
-    encoder: Encoder
-    sample_rate: PositiveInt  # Hz
-    frontend: Frontend
-    normalization: Normalization
-    embedding_size: PositiveInt
-    frame_period_ms: PositiveFloat
-    first_frame_centre_ms: float
-    pooling: Literal["mean+max", "mean"]
-    min_samples: PositiveInt  # shorter clips are padded with zeros at their end
-    windows: Windows
-    files: dict[str, str]  # name within the folder -> SHA-256
-    variants: dict[str, dict[str, JsonValue]] = {}
-    training: dict[str, JsonValue] = {}
-    evaluation: list[dict[str, JsonValue]] = []
-    intended_use: str = ""
-    limitations: str = ""
-    self_test: SelfTest | None = None
-
-    @model_validator(mode="after")
-    def _shortest_input_is_enough(self) -> Self:
-        n_frames = self.frontend.n_frames(self.min_samples)
-        if n_frames < self.windows.shortest:
-            raise ValueError(
-                f"min_samples = {self.min_samples} gives {n_frames} log-mel frames, fewer than the "
-                f"{self.windows.shortest} that make an output frame"
-            )
-        return self
-
-
-@dataclass(frozen=True)
-class Head:
-    """A linear head. scaler_mean, scaler_std: (D,); weight: (C, D); bias: (C,), all float32; C labels.
-
-    layer_norm_eps: each embedding is first brought to mean 0 and variance 1 over its own numbers; None: not.
-    """
-
-    name: str
-    labels: tuple[str, ...]
-    task: Literal["multiclass", "multilabel"]
-    scaler_mean: Array
-    scaler_std: Array
-    weight: Array
-    bias: Array
-    training_data: str = ""
-    results: JsonValue = None
-    layer_norm_eps: float | None = None
-
-    def score(self, embeddings: Array) -> Array:
-        """(n, D) -> (n, C): probabilities that sum to 1 (multiclass) or stand alone (multilabel)."""
-        if self.layer_norm_eps is not None:
-            embeddings = _layer_norm(embeddings, self.layer_norm_eps)
-        scaled = (embeddings - self.scaler_mean) / self.scaler_std
-        logits = np.asarray(scaled @ self.weight.T + self.bias, dtype=np.float32)
-        return _softmax(logits) if self.task == "multiclass" else _sigmoid(logits)
 
 
 @dataclass(frozen=True)
@@ -175,7 +79,7 @@ class Output:
 
 
 class OpenGraph(Protocol):
-    """What runs the network: service/session.py."""
+    """What runs the network: service/inference/session.py."""
 
     device: str
 
@@ -188,17 +92,20 @@ class Model:
     """A loaded folder. `run`, `self_test` and `warm_up` are called by one thread at a time, `logmel` by any
     number.
 
-    failure: why nothing can be run just now; None while all is well.
+    failure: why nothing can be run just now; None while all is well. text: what embeds texts; None where
+    there is nothing that does.
     """
 
     def __init__(
         self,
         folder: Path,
         card: Card,
-        logmel: LogMel,
+        logmel: LogMel | Columns,
         session: OpenGraph,
         heads: dict[str, Head],
         precision: str,
+        projection: Projection | None = None,
+        text: TextEncoder | None = None,
     ) -> None:
         self.card = card
         self.heads = heads
@@ -208,7 +115,12 @@ class Model:
         self._folder = folder
         self._logmel = logmel
         self._session = session
+        self.projection = projection
+        self.text = text
         self._opened_again_at = -REOPEN_EVERY_S
+        # Of what was taught: heads that `heads` does not hold, and why (service/teaching).
+        self.own_heads = heads
+        self.unserved_heads: dict[str, str] = {}
 
     @classmethod
     def load(
@@ -218,24 +130,26 @@ class Model:
         device: Device = "auto",
         precision: Precision = "auto",
         threads: int = 1,
-        lanes: int | None = None,
+        batch_threads: int | None = None,
         max_batch: int = 32,
         tensorrt_cache: Path | None = None,
     ) -> "Model":
-        """Checks everything and reads the graph; `threads` within the run of one item, `lanes` (by default as
-        many) parts of a batch side by side. Raises ModelFolderError.
+        """Checks everything and reads the graph. threads: for one item; batch_threads: for a batch, by
+        default as many. Raises ModelFolderError.
 
-        max_batch: the most items of a batch, and tensorrt_cache: both for TensorRT, see service/session.py.
+        max_batch: the most items of a batch, and tensorrt_cache: both for TensorRT, see session.py.
         """
         card = load_card(folder)
         check_files(folder, card)
-        logmel = _load_logmel(folder / "frontend.safetensors", card.frontend)
-        heads = dict(_load_heads(folder, card))
+        logmel = _load_frontend(folder / "frontend.safetensors", card)
+        heads = load_heads(folder, card)
+        projection = load_projection(folder, card)
+        text = load_text(folder, card)
 
         def opened(device: str) -> Model:
             chosen = _choose_precision(card, precision, on_cpu=device == "cpu")
             engine = TensorRT(
-                n_mels=card.frontend.n_mels,
+                n_mels=card.frontend.n_rows,
                 shortest=padded_length(card.windows.shortest, longest=card.windows.frames),
                 longest=card.windows.frames,
                 batch=max_batch,
@@ -243,9 +157,11 @@ class Model:
                 cache=tensorrt_cache,
             )
             file = folder / GRAPH_FILES[chosen]
-            session = Session(file, device=device, threads=threads, lanes=lanes, tensorrt=engine)
+            session = Session(
+                file, device=device, threads=threads, batch_threads=batch_threads, tensorrt=engine
+            )
             _check_graph(session, card, GRAPH_FILES[chosen])
-            return cls(folder, card, logmel, session, heads, chosen)
+            return cls(folder, card, logmel, session, heads, chosen, projection, text)
 
         *better, last = candidates(device)
         for each in better:
@@ -256,7 +172,8 @@ class Model:
         return opened(last)
 
     def logmel(self, samples: Array) -> Array:
-        """(n,) float32 mono in [-1, 1] at card.sample_rate -> (n_mels, frames) float32.
+        """(n,) float32 mono in [-1, 1] at card.sample_rate -> (n_mels, frames) float32; of a network that
+        takes samples those, in columns (hop_length, frames).
 
         A clip shorter than card.min_samples is padded with zeros at its end.
         """
@@ -266,23 +183,53 @@ class Model:
     def logmel_blocks(self, blocks: Iterable[Array]) -> Iterator[Array]:
         """The log-mel of a clip that comes in blocks (n,) of samples, as blocks (n_mels, frames): put
         together they are exactly `logmel` of the whole clip."""
-        stream = self._logmel.stream(min_samples=self.card.min_samples)
+        stream = self.logmel_stream()
         for block in blocks:
             yield from stream.push(block)
         yield from stream.close()
 
+    def logmel_stream(self) -> LogMelStream | ColumnStream:
+        """The log-mel of a clip that comes in blocks, for whoever takes it at a pace of its own."""
+        return self._logmel.stream(min_samples=self.card.min_samples)
+
+    def background(self) -> Array | None:
+        """(b, D): embeddings of all kinds of sounds, from background.safetensors; None where there is none.
+        Raises ModelFolderError."""
+        return load_background(self._folder, self.card)
+
     def padded_length(self, n_frames: int) -> int:
         """The length to which `run` pads an item; items of one padded length waste nothing on each other."""
+        if self.card.batching != "padded":
+            return n_frames
         return padded_length(n_frames, longest=self.card.windows.frames)
 
     def run(self, logmels: Sequence[Array], *, frames: bool = False) -> list[Output]:
         """One batch: log-mels (n_mels, T_i) -> their outputs; with `frames`, one vector per output frame.
 
-        An item's output does not depend on the others: what lies beyond its length changes nothing.
+        An item's output does not depend on the others: what lies beyond its length changes nothing, or there
+        is nothing.
         """
+        if self.card.batching == "padded":
+            return self._run_padded(logmels, frames=frames)
+        lengths = [logmel.shape[1] for logmel in logmels]
+        groups = [[i] for i in range(len(logmels))]
+        if self.card.batching == "equal":
+            groups = [
+                [i for i, each in enumerate(lengths) if each == length] for length in dict.fromkeys(lengths)
+            ]
+        found = {
+            i: output
+            for group in groups
+            for i, output in zip(
+                group, self._run_padded([logmels[i] for i in group], frames=frames), strict=True
+            )
+        }
+        return [found[i] for i in range(len(logmels))]
+
+    def _run_padded(self, logmels: Sequence[Array], *, frames: bool) -> list[Output]:
         n_frames = np.array([logmel.shape[1] for logmel in logmels], dtype=np.int64)
         length = self.padded_length(int(n_frames.max()))
-        batch = np.zeros((len(logmels), self.card.frontend.n_mels, length), dtype=np.float32)
+        batch = np.zeros((len(logmels), self.card.frontend.n_rows, length), dtype=np.float32)
         for row, logmel in zip(batch, logmels, strict=True):
             row[:, : logmel.shape[1]] = logmel
         names = ["sum", "max", "count", "frames"][: 4 if frames else 3]
@@ -291,6 +238,16 @@ class Model:
             Output(sums[i], maxima[i], count := int(counts[i]), vectors[0][i, :count] if frames else None)
             for i in range(len(logmels))
         ]
+
+    def project_of(self, *, normalize: bool | None = None, dimensions: int | None = None) -> Project | None:
+        """What makes of vectors (n, D) those that are asked for; None: they are it. Raises BadRequest."""
+        return project_of(self.projection, self.card, normalize=normalize, dimensions=dimensions)
+
+    def head(self, name: str | None = None) -> Head:
+        """The head of that name; the first one where it is None. Raises UnknownHead, or HeadOutdated."""
+        if name in self.unserved_heads and name not in self.heads:
+            raise HeadOutdated(f"the head `{name}` is not served: {self.unserved_heads[name]}; fit it again")
+        return named_head(self.heads, name, model=self.card.name)
 
     def self_test(self) -> str | None:
         """`probe`, and where something is wrong a new session: None once all is well, else what is not.
@@ -308,9 +265,14 @@ class Model:
     def probe(self) -> str | None:
         """What is wrong with the embedding of the test signal: None where it is the card's, or where the card
         knows none and it is finite."""
-        expected = self.card.self_test.expected.get(self.precision) if self.card.self_test else None
+        test = self.card.self_test
+        expected = test.expected.get(self.precision) if test else None
+        projected = test.projected.get(self.precision) if test else None
         try:
-            return complaint(self.probe_vector(), expected)
+            vector = self.probe_vector()
+            if (reason := complaint(vector, expected)) or not (self.projection and projected):
+                return reason
+            return complaint(self.projection.whole(vector[None])[0], projected, of="normalised embedding")
         except Exception as error:  # onnxruntime's errors share no class but this
             return f"its graph fails on the test signal: {error}"
 
@@ -320,8 +282,9 @@ class Model:
         if self.device == "cpu":
             return
         windows = self.card.windows
-        for length in padded_lengths(windows.frames, shortest=windows.shortest):
-            logmel = np.zeros((self.card.frontend.n_mels, length), dtype=np.float32)
+        lengths = padded_lengths(windows.frames, shortest=windows.shortest)
+        for length in lengths if self.card.batching == "padded" else [windows.frames]:
+            logmel = np.zeros((self.card.frontend.n_rows, length), dtype=np.float32)
             for n in sorted({1, max(1, min(max_batch_items, max_batch_frames // length))}):
                 self.run([logmel] * n)
 
@@ -338,6 +301,13 @@ class Model:
         )
         mean = np.asarray(sums[0] / counts[0], dtype=np.float32)
         return mean + maxima[0] if self.card.pooling == "mean+max" else mean
+
+    def projected_fingerprint(self) -> Fingerprint | None:
+        """Of the test signal's normalised vector, for the card; None without a projection."""
+        if self.projection is None:
+            return None
+        vector = self.projection.whole(self.probe_vector()[None])[0]
+        return fingerprint(vector, tolerance=PROJECTED_TOLERANCE)
 
     def _run_graph(self, names: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Raises what onnxruntime raises where the input is to blame, Overloaded while nothing can be run."""
@@ -394,155 +364,28 @@ def padded_length(n_frames: int, *, longest: int) -> int:
     return min(padded, longest) if n_frames <= longest else padded
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def load_card(folder: Path) -> Card:
-    """card.json, validated. Raises ModelFolderError."""
-    try:
-        return Card.model_validate_json((folder / "card.json").read_bytes())
-    except OSError as error:
-        raise ModelFolderError(f"{folder.name}: card.json cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        raise ModelFolderError(f"{folder.name}: card.json does not fit: {_complaints(error)}") from error
-
-
-def write_card(folder: Path, card: Card) -> None:
-    """Writes card.json in one step: a reader sees the old card or the new one, never half of it."""
-    text = card.model_dump_json(indent=2) + "\n"
-    with tempfile.NamedTemporaryFile(
-        "w", dir=folder, prefix=".card-", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary = Path(file.name)
-    temporary.chmod(0o644)
-    temporary.replace(folder / "card.json")
-
-
-def check_files(folder: Path, card: Card) -> None:
-    """Every file of the card is there and is the one the card was written for. Raises ModelFolderError."""
-    for required in ("frontend.safetensors", "encoder.onnx"):
-        if required not in card.files:
-            raise ModelFolderError(f"{folder.name}: card.json lists no {required}, which every model needs")
-    for name, expected in card.files.items():
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ModelFolderError(f"{folder.name}: card.json lists {name}, which is outside the folder")
-        check_file(folder, name, expected)
-
-
-def check_file(folder: Path, name: str, expected: str) -> None:
-    """The file is there and has this SHA-256. Raises ModelFolderError."""
-    path = folder / name
-    try:
-        found = sha256_of(path) if path.is_file() else None
-    except OSError as error:
-        raise ModelFolderError(f"{folder.name}: {name} cannot be read: {error.strerror}") from error
-    if found is None:
-        raise ModelFolderError(f"{folder.name}: {name} is missing")
-    if found != expected:
-        raise ModelFolderError(
-            f"{folder.name}: {name} is not the file of the card: its SHA-256 is {found[:12]}…, not "
-            f"{expected[:12]}…; restore the file or export the model again"
-        )
-
-
-def _complaints(error: ValidationError) -> str:
-    places = (".".join(map(str, e["loc"])) + ": " + e["msg"] for e in error.errors()[:5])
-    return "; ".join(place.removeprefix(": ") for place in places)
-
-
-def _tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """A safetensors file: its arrays and its metadata."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ModelFolderError(f"{path.name} is no safetensors file: {error}") from error
-
-
-def _checked_tensor(path: Path, tensors: dict[str, NDArray[Any]], name: str, shape: tuple[int, ...]) -> Array:
-    if name not in tensors:
-        raise ModelFolderError(f"{path.name} holds no tensor `{name}`")
-    tensor = tensors[name]
-    if tensor.dtype != np.float32 or tensor.shape != shape:
-        raise ModelFolderError(f"{path.name}: `{name}` is {tensor.dtype} {tensor.shape}, not float32 {shape}")
-    if not np.isfinite(tensor).all():
-        raise ModelFolderError(f"{path.name}: `{name}` holds NaN or infinite values")
-    return tensor
-
-
-def _load_logmel(path: Path, frontend: Frontend) -> LogMel:
-    tensors, _ = _tensors(path)
-    window = _checked_tensor(path, tensors, "window", (frontend.win_length,))
-    filterbank = _checked_tensor(path, tensors, "filterbank", (frontend.n_fft // 2 + 1, frontend.n_mels))
-    return LogMel(frontend, window, filterbank)
-
-
-def _load_heads(folder: Path, card: Card) -> Iterator[tuple[str, Head]]:
-    for name in card.files:
-        if name.startswith("heads/") and name.endswith(".safetensors"):
-            head = load_head(folder / name, embedding_size=card.embedding_size)
-            yield head.name, head
-
-
-def load_head(path: Path, *, embedding_size: int) -> Head:
-    """`heads/<head>.safetensors`, checked. Raises ModelFolderError.
-
-    A head with a layer normalisation holds no scaler, so that a server which knows of none refuses it.
-    """
-    tensors, metadata = _tensors(path)
-    try:
-        labels = tuple(json.loads(metadata["labels"]))
-        results = json.loads(metadata.get("results", "null"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelFolderError(
-            f"{path.name}: the metadata `labels` must be a list in JSON ({error})"
-        ) from error
-    D, C = embedding_size, len(labels)
-    eps = _layer_norm_eps(path, metadata.get("layer_norm_eps"))
-    if eps is not None:
-        tensors |= {"scaler_mean": np.zeros(D, np.float32), "scaler_std": np.ones(D, np.float32)}
-    head = Head(
-        name=path.stem,
-        labels=labels,
-        task=_task(path, metadata.get("task")),
-        scaler_mean=_checked_tensor(path, tensors, "scaler_mean", (D,)),
-        scaler_std=_checked_tensor(path, tensors, "scaler_std", (D,)),
-        weight=_checked_tensor(path, tensors, "weight", (C, D)),
-        bias=_checked_tensor(path, tensors, "bias", (C,)),
-        training_data=metadata.get("training_data", ""),
-        results=results,
-        layer_norm_eps=eps,
-    )
-    if not (head.scaler_std > 0).all():
-        raise ModelFolderError(f"{path.name}: `scaler_std` must be positive everywhere")
-    return head
-
-
-def _layer_norm_eps(path: Path, written: str | None) -> float | None:
-    if written is None:
+def load_background(folder: Path, card: Card) -> Array | None:
+    """`Model.background` of a folder."""
+    if BACKGROUND not in card.files:
         return None
-    try:
-        eps = float(written)
-    except ValueError:
-        eps = math.nan
-    if not 0 < eps < 1:
-        raise ModelFolderError(
-            f"{path.name}: the metadata `layer_norm_eps` is {written!r}, not a small positive number"
-        )
-    return eps
+    path = folder / BACKGROUND
+    tensors, _ = read_tensors(path)
+    tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    n = len(tensors["embeddings"]) if "embeddings" in tensors else 0
+    embeddings = checked_tensor(path, tensors, "embeddings", (max(1, n), card.embedding_size))
+    if "scales" in tensors:
+        embeddings = embeddings * checked_tensor(path, tensors, "scales", (n,))[:, None]
+    return embeddings
 
 
-def _task(path: Path, task: str | None) -> Literal["multiclass", "multilabel"]:
-    if task == "multiclass":
-        return "multiclass"
-    if task == "multilabel":
-        return "multilabel"
-    raise ModelFolderError(f"{path.name}: the metadata `task` is {task!r}, not multiclass or multilabel")
+def _load_frontend(path: Path, card: Card) -> LogMel | Columns:
+    frontend = card.frontend
+    if isinstance(frontend, Waveform):
+        return Columns(frontend)
+    tensors, _ = read_tensors(path)
+    window = checked_tensor(path, tensors, "window", (frontend.win_length,))
+    filterbank = checked_tensor(path, tensors, "filterbank", (frontend.n_fft // 2 + 1, frontend.n_mels))
+    return LogMel(frontend, window, filterbank)
 
 
 def _choose_precision(card: Card, precision: Precision, *, on_cpu: bool) -> str:
@@ -557,7 +400,7 @@ def _choose_precision(card: Card, precision: Precision, *, on_cpu: bool) -> str:
 
 def _check_graph(session: Session, card: Card, name: str) -> None:
     """Inputs and outputs are those of the contract; a number in a shape must be this one."""
-    n_mels, D = card.frontend.n_mels, card.embedding_size
+    n_mels, D = card.frontend.n_rows, card.embedding_size
     inputs = {"logmel": ("float", (None, n_mels, None)), "n_frames": ("int64", (None,))}
     outputs: dict[str, tuple[str, tuple[int | None, ...]]] = {
         "frames": ("float", (None, None, D)),
@@ -586,19 +429,3 @@ def _check_values(
                 f"{graph}: {kind} `{value.name}` is {value.type} {value.shape}, "
                 f"not tensor({dtype}) {[want or 'any' for want in shape]}"
             )
-
-
-def _layer_norm(embeddings: Array, eps: float) -> Array:
-    """(n, D) -> (n, D): mean 0, variance 1 over each one's numbers."""
-    centred = embeddings - embeddings.mean(axis=-1, keepdims=True)
-    variance = np.square(centred).mean(axis=-1, keepdims=True)
-    return np.asarray(centred / np.sqrt(variance + eps), dtype=np.float32)
-
-
-def _softmax(logits: Array) -> Array:
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
-
-
-def _sigmoid(logits: Array) -> Array:
-    return (1 + np.tanh(logits / 2)) * np.float32(0.5)  # never overflows

@@ -11,17 +11,24 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from service.errors import ModelFolderError, UnknownModel
-from service.model import Card, Head, Model, check_files, load_card, load_head
+from service.errors import ModelFolderError, ModelUnavailable, UnknownModel, shortened
+from service.inference.card import Card, check_files, load_card
+from service.inference.heads import SCORE_DIGITS, Head, load_heads
+from service.inference.model import Model
+from service.inference.text import can_tokenize
+from service.inference.threads import ThreadPlan
+from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-Print = tuple[str, tuple[tuple[str, int, int], ...]]  # of a folder: SHA-256 of its card; files, sizes, times
+# What tells that a folder was changed: the SHA-256 of its card; its other files with their sizes and times.
+FolderState = tuple[str, tuple[tuple[str, int, int], ...]]
 
 
 @dataclass
@@ -45,11 +52,42 @@ def together(reports: Sequence[Reloaded]) -> Reloaded:
     return Reloaded(**names, refused=refused)
 
 
+def load_warm(folder: Path, *, settings: Settings, threads: ThreadPlan) -> Model:
+    """The model of a folder, loaded and warmed up; the log tells how long it took.
+
+    Raises ModelFolderError.
+    """
+    started = time.perf_counter()
+    model = Model.load(
+        folder,
+        device=settings.device,
+        precision=settings.precision,
+        threads=threads.inference,
+        batch_threads=threads.batch,
+        max_batch=settings.max_batch_items,
+        tensorrt_cache=settings.tensorrt_cache,
+    )
+    model.warm_up(max_batch_frames=settings.max_batch_frames, max_batch_items=settings.max_batch_items)
+    card = model.card
+    log.info(
+        "loaded %s %s in %.2f s: %s on %s, %d numbers per clip, heads: %s",
+        card.name,
+        card.version,
+        time.perf_counter() - started,
+        model.precision,
+        model.device,
+        card.embedding_size,
+        ", ".join(model.heads) or "none",
+    )
+    return model
+
+
 class Registry:
     """The models under `folder`. load: a model's folder → the model, warm, or ModelFolderError; in a thread.
 
     cards: of every folder that has a readable one; refused: name → why it cannot be served; loaded: the rest.
-    on_change: told the name and the model that is served from now on, or None where none is any more.
+    taught: the heads that a model of this card was taught, beside those of its folder, whose names are given.
+    on_change: called with a name and the model that it stands for from now on; None where it stands for none.
     """
 
     def __init__(
@@ -59,6 +97,7 @@ class Registry:
         default: str,
         load: Callable[[Path], Model],
         on_change: Callable[[str, Model | None], None] = lambda name, model: None,
+        taught: Callable[[Card, Iterable[str]], Mapping[str, Head]] = lambda card, own: {},
     ) -> None:
         self.default = default
         self.cards: dict[str, Card] = {}
@@ -67,8 +106,9 @@ class Registry:
         self._folder = folder
         self._load = load
         self._on_change = on_change
+        self._taught = taught
         self._loading: dict[str, asyncio.Task[Model]] = {}
-        self._prints: dict[str, Print] = {}
+        self._states: dict[str, FolderState] = {}
         self._one_change_at_a_time = asyncio.Lock()
         with contextlib.suppress(OSError):  # the default model's refusal says what is missing
             for path in self._folders():
@@ -77,7 +117,8 @@ class Registry:
             self._refuse(default, f"there is no folder {folder / default} with a card.json")
 
     async def get(self, name: str | None = None) -> Model:
-        """The model, loaded now if it was not; the default one without a name. Raises UnknownModel."""
+        """The model, loaded now if it was not; the default one without a name. Raises UnknownModel and
+        ModelUnavailable."""
         name = name or self.default
         if name in self.loaded:
             return self.loaded[name]
@@ -95,7 +136,7 @@ class Registry:
         for name in dict.fromkeys((self.default, *wanted)):
             try:
                 await self.get(name)
-            except UnknownModel as error:
+            except (UnknownModel, ModelUnavailable) as error:
                 log.error("not loaded at start: %s", error)
 
     async def reload(self) -> Reloaded:
@@ -120,33 +161,44 @@ class Registry:
         return report
 
     def check_known(self, name: str) -> None:
-        """Raises UnknownModel with what is wrong and what there is."""
+        """Raises UnknownModel or ModelUnavailable, with what is wrong and what there is."""
         if name in self.refused:
-            raise UnknownModel(f"the model `{name}` cannot be served: {self.refused[name]}")
+            raise ModelUnavailable(f"the model `{name}` cannot be served: {self.refused[name]}")
         if name not in self.cards:
             there = ", ".join(f"`{other}`" for other in self.cards) or "none"
-            raise UnknownModel(f"there is no model `{name}`; there is {there}")
+            raise UnknownModel(f"there is no model `{shortened(name)}`; there is {there}")
+
+    def with_text(self) -> list[str]:
+        """The names of the models that have a text tower."""
+        return [name for name, card in self.cards.items() if card.text is not None]
+
+    def has_text(self, name: str | None = None) -> bool:
+        """Whether the model of that name, or the default one, has a text tower by its card."""
+        card = self.cards.get(name or self.default)
+        return card is not None and card.text is not None
 
     def describe_all(self) -> list[dict[str, Any]]:
         """Every model as JSON; one whose heads turn out to be unreadable is refused instead."""
         described = []
         for name in list(self.cards):
-            with contextlib.suppress(UnknownModel):
+            with contextlib.suppress(ModelUnavailable):
                 described.append(self.describe(name))
         return described
 
     def describe(self, name: str) -> dict[str, Any]:
-        """A model as JSON: card, heads with their labels, how it is served. Raises UnknownModel."""
+        """A model as JSON: card, heads with their labels, how it is served. Raises UnknownModel and
+        ModelUnavailable."""
         self.check_known(name)
         loaded, card = self.loaded.get(name), self.cards.get(name)
         if card is None:  # a reload was faster
-            raise UnknownModel(f"the model `{name}` is being exchanged, ask again")
+            raise ModelUnavailable(f"the model `{name}` is being exchanged, ask again")
         try:
-            heads = loaded.heads if loaded else self._heads_of(card)
+            own = loaded.own_heads if loaded else load_heads(self._folder / card.name, card)
         except ModelFolderError as error:
             if name not in self.loaded:
                 self._refuse(name, str(error))
-            raise UnknownModel(f"the model `{name}` cannot be served: {error}") from error
+            raise ModelUnavailable(f"the model `{name}` cannot be served: {error}") from error
+        heads = {**own, **self._taught(loaded.card if loaded else card, own)}
         return {
             "card": (loaded.card if loaded else card).model_dump(mode="json"),
             "heads": [
@@ -154,23 +206,18 @@ class Registry:
                     "name": head.name,
                     "task": head.task,
                     "labels": head.labels,
+                    "thresholds": [round(each, SCORE_DIGITS) for each in head.thresholds] or None,
                     "training_data": head.training_data,
                     "results": head.results,
+                    "taught": head.name not in own,
                 }
                 for head in heads.values()
             ],
             "default": name == self.default,
             "loaded": loaded is not None,
+            "text": card.text is not None and (can_tokenize() if loaded is None else loaded.text is not None),
             "precision": loaded.precision if loaded else None,
             "device": loaded.device if loaded else None,
-        }
-
-    def _heads_of(self, card: Card) -> dict[str, Head]:
-        """The heads of a model that is not loaded, in the order of its card. Raises ModelFolderError."""
-        paths = [Path(file) for file in card.files if file.startswith("heads/")]
-        return {
-            path.stem: load_head(self._folder / card.name / path, embedding_size=card.embedding_size)
-            for path in paths
         }
 
     def _folders(self) -> list[Path]:
@@ -182,7 +229,7 @@ class Registry:
 
     def _read_card(self, folder: Path) -> None:
         try:
-            self._prints[folder.name] = _print_of(folder)
+            self._states[folder.name] = _state_of(folder)
             self.cards[folder.name] = _card_of(folder)
         except ModelFolderError as error:
             self._refuse(folder.name, str(error))
@@ -192,19 +239,19 @@ class Registry:
             async with self._one_change_at_a_time:
                 if name in self.loaded:  # by a reload, meanwhile
                     return self.loaded[name]
-                model, seen = await asyncio.to_thread(self._load_and_try, self._folder / name)
+                model, seen = await asyncio.to_thread(self._load_and_test, self._folder / name)
                 self._serve(name, model, seen)
                 return model
         except ModelFolderError as error:
             self._refuse(name, str(error))
-            raise UnknownModel(f"the model `{name}` cannot be served: {error}") from error
+            raise ModelUnavailable(f"the model `{name}` cannot be served: {error}") from error
         finally:
             del self._loading[name]
 
-    def _load_and_try(self, folder: Path) -> tuple[Model, Print]:
-        """In a thread. A model that has passed its self-test, and how its folder looked before. Raises
+    def _load_and_test(self, folder: Path) -> tuple[Model, FolderState]:
+        """In a thread. A model that has passed its self-test, and the state of its folder before. Raises
         ModelFolderError."""
-        seen = _print_of(folder)
+        seen = _state_of(folder)
         _card_of(folder)
         try:
             model = self._load(folder)
@@ -217,18 +264,18 @@ class Registry:
             raise ModelFolderError(reason)
         return model, seen
 
-    def _serve(self, name: str, model: Model, seen: Print) -> None:
+    def _serve(self, name: str, model: Model, seen: FolderState) -> None:
         self.loaded[name] = model
         self.cards[name] = model.card
         self.refused.pop(name, None)
-        self._prints[name] = seen
+        self._states[name] = seen
         self._on_change(name, model)
 
     async def _replace(self, folder: Path, report: Reloaded) -> None:
         """What is served under the folder's name, by what the folder holds now."""
         name = folder.name
         try:
-            model, seen = await asyncio.to_thread(self._load_and_try, folder)
+            model, seen = await asyncio.to_thread(self._load_and_test, folder)
         except ModelFolderError as error:
             report.refused[name] = str(error)
             if name in self.loaded:
@@ -248,7 +295,7 @@ class Registry:
             return
         self.refused.pop(name, None)
         self.cards.pop(name, None)
-        self._prints.pop(name, None)
+        self._states.pop(name, None)
         report.removed.append(name)
         if self.loaded.pop(name, None):
             self._on_change(name, None)
@@ -256,14 +303,14 @@ class Registry:
     def _is_as_it_was(self, folder: Path) -> bool:
         """In a thread. Whether the folder still holds what is served; its files are read again only where
         sizes or times differ."""
-        before = self._prints.get(folder.name)
+        before = self._states.get(folder.name)
         try:
-            now = _print_of(folder)
+            now = _state_of(folder)
             if before is None or before[0] != now[0]:
                 return False
             if before != now:
                 check_files(folder, self.cards[folder.name])
-                self._prints[folder.name] = now
+                self._states[folder.name] = now
         except ModelFolderError:
             return False
         return True
@@ -275,7 +322,7 @@ class Registry:
 
 
 def _has_card(folder: Path) -> bool:
-    """Also where nobody may look: that is said when it is read."""
+    """True also where permissions forbid to look: reading the card then tells why."""
     try:
         return (folder / "card.json").exists()
     except OSError:
@@ -289,8 +336,8 @@ def _card_of(folder: Path) -> Card:
     return card
 
 
-def _print_of(folder: Path) -> Print:
-    """How a folder looks from outside: enough to see that it was changed."""
+def _state_of(folder: Path) -> FolderState:
+    """Enough to see that a folder was changed, without reading its large files."""
     try:
         card = (folder / "card.json").read_bytes()
         files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "card.json"]

@@ -7,8 +7,9 @@ batches bounded, and lengths of a small set, it stops growing within the first f
 fifth faster than malloc. Memory patterns are off, since they are kept for every input shape. Threads do not
 spin while they wait: on a shared machine that is time taken from decoding.
 
-    one item   all threads share its arithmetic                       the least latency
-    a batch    parts of it, each run by one thread from end to end    the least CPU: none waits for another
+    one item   all threads share its arithmetic (onnxruntime's intra-op threads)     the least latency
+               of a small graph one thread does it all
+    a batch    parts of it, each run by one thread from end to end (BatchSplitter)   the least CPU
 
 On CUDA the search for convolution algorithms, one for each new shape, is HEURISTIC, and the arena grows by
 what is asked for, not by doubling.
@@ -56,9 +57,12 @@ FAILURES = (
     "bad_alloc",
     "bad alloc",
 )
-SECOND = 104  # log-mel frames of a second, padded: what TensorRT shall be best at
-LANE_FRAMES = 8 * SECOND  # in one part of a batch: more fall out of a core's cache
-LARGE_BYTES = 100_000_000  # of a graph: one clip keeps all threads busy, and takes 100 MB and more
+SECOND_FRAMES = 104  # log-mel frames of a second, padded: the shape for which TensorRT optimises
+PART_FRAMES = 8 * SECOND_FRAMES  # in one part of a batch: more fall out of a core's cache
+# One clip of a graph this small (mn04: 0.7 ms for a second of sound) takes one thread less time than it takes
+# to share it: 438 requests/s of one client, not 366 (2026-11-28, two cores; the script is not kept).
+SMALL_GRAPH_BYTES = 5_000_000
+LARGE_GRAPH_BYTES = 100_000_000  # of a graph: one clip keeps all threads busy, and takes 100 MB and more
 INPUT_IS_WRONG = (onnxruntime_errors.InvalidArgument, ValueError, TypeError)
 
 
@@ -76,20 +80,22 @@ class TensorRT:
 
 
 class Session:
-    """An open graph. Whoever calls `run` and `reopen` is one thread at a time. threads: for one item; lanes:
-    for a batch, by default as many. Raises ModelFolderError.
+    """An open graph; `run` and `reopen` are called by one thread at a time.
+
+    threads: for one item; batch_threads: for a batch, by default as many. Raises ModelFolderError.
     """
 
     def __init__(
-        self, path: Path, *, device: str, threads: int, tensorrt: TensorRT, lanes: int | None = None
+        self, path: Path, *, device: str, threads: int, tensorrt: TensorRT, batch_threads: int | None = None
     ) -> None:
         self.device = device
         self._path = path
-        self._threads = threads
-        self._n_lanes = lanes or threads
+        is_small = device == "cpu" and path.stat().st_size < SMALL_GRAPH_BYTES
+        self._threads = 1 if is_small else threads
+        self._batch_threads = batch_threads or threads
         self._providers = providers_of(device, tensorrt)
         self._session: onnxruntime.InferenceSession | None = self._open()
-        self._lanes: Lanes | None = self._open_lanes()
+        self._splitter: BatchSplitter | None = self._open_splitter()
 
     @property
     def inputs(self) -> list[Any]:
@@ -106,27 +112,30 @@ class Session:
         if self._session is None:
             raise RuntimeError("the session is closed, because it could not be opened again")
         if self.device == "cpu":
-            if self._lanes is not None and len(feed["logmel"]) >= self._lanes.least_items:
-                return self._lanes.run(names, feed)
+            if self._splitter is not None and len(feed["logmel"]) >= self._splitter.least_items:
+                return self._splitter.run(names, feed)
             return list(self._session.run(list(names), dict(feed)))
         return run_bound(self._session, names, feed)
 
     def reopen(self) -> None:
         """Close the session, then open the file again. Raises ModelFolderError, and then it stays closed."""
-        self._session = self._lanes = None  # first, so that the device's memory is free
+        self._session = self._splitter = None  # first, so that the device's memory is free
         self._session = self._open()
-        self._lanes = self._open_lanes()
+        self._splitter = self._open_splitter()
 
-    def _open_lanes(self) -> "Lanes | None":
-        """On a CPU. A large graph is not held twice: all threads run one part of a batch after the other."""
+    def _open_splitter(self) -> "BatchSplitter | None":
+        """On a CPU only. A large graph is not loaded twice: its parts of a batch are run one after the other,
+        each by all threads."""
         if self.device != "cpu":
             return None
-        if self._path.stat().st_size > LARGE_BYTES:
+        if self._path.stat().st_size > LARGE_GRAPH_BYTES:
             assert self._session is not None
-            return Lanes(self._session, 1)
-        if self._threads == 1:
+            return BatchSplitter(self._session, 1)
+        if self._batch_threads == 1:
             return None
-        return Lanes(self._open(threads=1), self._n_lanes)
+        one = self._session if self._threads == 1 else self._open(threads=1)
+        assert one is not None
+        return BatchSplitter(one, self._batch_threads)
 
     def _open(self, threads: int | None = None) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
@@ -150,19 +159,19 @@ class Session:
         return session
 
 
-class Lanes:
+class BatchSplitter:
     """A batch in, its parts run side by side, each by one thread in a session that starts none of its own."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, n_lanes: int) -> None:
-        self.least_items = 2 * n_lanes  # of fewer, each costs more alone than all threads need together
+    def __init__(self, session: onnxruntime.InferenceSession, n_threads: int) -> None:
+        self.least_items = 2 * n_threads  # of fewer, each costs more alone than all threads need together
         self._session = session
-        self._n_lanes = n_lanes
-        self._helpers = ThreadPoolExecutor(max(1, n_lanes - 1), thread_name_prefix="viola-lane")
+        self._n_threads = n_threads
+        self._helpers = ThreadPoolExecutor(max(1, n_threads - 1), thread_name_prefix="viola-batch")
 
     def run(self, names: Sequence[str], feed: Feed) -> list[NDArray[Any]]:
         """As a session's own `run`. Raises the first error once no part is running any more."""
         n, _, length = feed["logmel"].shape
-        size = max(1, min(-(-n // self._n_lanes), LANE_FRAMES // length))
+        size = max(1, min(-(-n // self._n_threads), PART_FRAMES // length))
         starts = deque(range(0, n, size))
         results: dict[int, list[NDArray[Any]]] = {}
 
@@ -173,7 +182,7 @@ class Lanes:
                     part = {name: value[start : start + size] for name, value in feed.items()}
                     results[start] = self._session.run(list(names), part)
 
-        helpers = [self._helpers.submit(take_parts) for _ in range(min(self._n_lanes, len(starts)) - 1)]
+        helpers = [self._helpers.submit(take_parts) for _ in range(min(self._n_threads, len(starts)) - 1)]
         try:
             take_parts()
         finally:
@@ -299,7 +308,7 @@ def tensorrt_options(engine: TensorRT) -> dict[str, str]:
     options = {
         "trt_fp16_enable": str(engine.half),  # with it, even layers of a float32 graph would be computed so
         "trt_profile_min_shapes": profile(1, engine.shortest),
-        "trt_profile_opt_shapes": profile(engine.batch, min(SECOND, engine.longest)),
+        "trt_profile_opt_shapes": profile(engine.batch, min(SECOND_FRAMES, engine.longest)),
         "trt_profile_max_shapes": profile(engine.batch, engine.longest),
     }
     if engine.cache is not None:

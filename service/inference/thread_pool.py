@@ -5,8 +5,8 @@
 
 What ThreadPoolExecutor and asyncio do together takes four futures and a wake-up of the loop for each call,
 which costs about a third of what a short clip's decoding costs. Here it is one future, and one wake-up for
-all results that come while the loop is busy. Of several idle threads the one that worked last goes on: where
-they took turns, a lone clip took a fifth longer, because its inference waited for a core.
+all results that come while the loop is busy. Of several idle threads the one that worked last gets the next
+function: with all of them in turn a lone clip took a fifth longer, because its inference waited for a core.
 """
 
 import asyncio
@@ -22,10 +22,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Crew:
+class ThreadPool:
     """`start` it in the event loop whose functions it runs, `close` it at the end.
 
-    on_drop: told how many functions were dropped before they began, because their caller had gone.
+    on_drop: called with the number of functions that were dropped before they began, because their caller
+    had gone.
     """
 
     def __init__(
@@ -35,10 +36,10 @@ class Crew:
         self._name = name
         self._on_drop = on_drop
         self._jobs: deque[_Job[Any] | None] = deque()  # for which no thread is idle
-        self._idle: list[_Desk] = []  # of the threads that wait, the one that worked last at the end
+        self._idle: list[_Inbox] = []  # of the threads that wait, the one that worked last at the end
         self._lock = threading.Lock()  # of these two
         self._ended: deque[_Job[Any]] = deque()
-        self._is_woken = False
+        self._is_wake_up_scheduled = False
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -79,22 +80,22 @@ class Crew:
             else:
                 self._jobs.append(job)
 
-    def _next(self, desk: "_Desk") -> "_Job[Any] | None":
-        """In the thread that sits at `desk`: waits for a job; None where there will be no more."""
+    def _next(self, inbox: "_Inbox") -> "_Job[Any] | None":
+        """In the thread whose inbox this is: waits for a job; None where there will be no more."""
         with self._lock:
             if self._jobs:
                 return self._jobs.popleft()
-            self._idle.append(desk)
-        return desk.get()
+            self._idle.append(inbox)
+        return inbox.get()
 
-    def _clear(self, desk: "_Desk") -> None:
-        """Nobody sits there any more; what lies on it is somebody else's."""
+    def _clear(self, inbox: "_Inbox") -> None:
+        """The thread of this inbox has ended; the jobs in it are for the others."""
         with self._lock:
-            if desk in self._idle:
-                self._idle.remove(desk)
+            if inbox in self._idle:
+                self._idle.remove(inbox)
         with contextlib.suppress(Empty):
             while True:
-                self._hand_out(desk.get_nowait())
+                self._hand_out(inbox.get_nowait())
 
     def _start_thread(self) -> None:
         name = f"{self._name}-{len(self._threads)}"
@@ -105,13 +106,13 @@ class Crew:
     def _work(self) -> None:
         """What a thread does. No exception of a function ends it; whatever else may is logged, and another
         thread takes its place."""
-        desk: _Desk = SimpleQueue()
+        inbox: _Inbox = SimpleQueue()
         job: _Job[Any] | None = None
         try:
-            while (job := self._next(desk)) is not None:
+            while (job := self._next(inbox)) is not None:
                 job.do()
                 self._hand_back(job)
-                job = None  # while the thread waits it shall hold no clip
+                job = None  # while the thread waits it must not keep a clip alive
         except BaseException:
             log.critical(
                 "the thread %s ended, another one begins", threading.current_thread().name, exc_info=True
@@ -120,18 +121,18 @@ class Crew:
                 job.error = RuntimeError("the thread ended")
                 self._hand_back(job)
             self._threads.remove(threading.current_thread())
-            self._clear(desk)
+            self._clear(inbox)
             self._start_thread()
 
     def _hand_back(self, job: "_Job[Any]") -> None:
         self._ended.append(job)
-        if not self._is_woken:
-            self._is_woken = True
+        if not self._is_wake_up_scheduled:
+            self._is_wake_up_scheduled = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        self._is_woken = False  # first, so that whatever ends from here on wakes the loop again
+        self._is_wake_up_scheduled = False  # first, so that whatever ends from here on wakes the loop again
         while self._ended:
             job = self._ended.popleft()
             job.settle()
@@ -182,5 +183,5 @@ class _Job(Generic[T]):
             self.answer.set_exception(self.error)
 
 
-# Where one thread finds its next job; None sends it home.
-_Desk = SimpleQueue[_Job[Any] | None]
+# Where one thread finds its next job; None ends the thread.
+_Inbox = SimpleQueue[_Job[Any] | None]

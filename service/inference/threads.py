@@ -13,10 +13,10 @@ from pathlib import Path
 from service.settings import Settings
 
 # A convolution over a few clips does not scale further; more cores are better used by more processes.
-MOST_INFERENCE_THREADS = 16
+MAX_INFERENCE_THREADS = 16
 
-# A short clip must not wait until a share of a long one (a tenth of a second) is decoded.
-LEAST_DECODE_THREADS = 2
+# A short clip must not wait until a chunk of a long one (a tenth of a second) is decoded.
+MIN_DECODE_THREADS = 2
 
 CGROUP = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -27,32 +27,33 @@ class ThreadPlan:
     """How many threads one process starts. `reason` is the line for the log."""
 
     inference: int  # threads inside onnxruntime for one item, which has the machine to itself
-    lanes: int  # parts of a batch that run side by side, one thread each
+    batch: int  # threads for a batch, each of which runs parts of it alone
     decode: int  # threads that decode audio and compute log-mels
     cores: int  # cores this process plans with
     reason: str
 
 
 def plan(settings: Settings) -> ThreadPlan:
-    """Share the cores out among the processes; in each, decoding and inference may both use all of it, and a
-    clip that is alone in its process all cores: most likely the other processes have nothing to do either.
+    """Divide the cores among the processes.
 
-    They overlap only in part (a clip is decoded in a tenth of the time that its inference takes), so that the
-    cores are kept full and no thread waits for long.
+    In each process decoding and inference may both use all cores of the process: they overlap only in part (a
+    clip is decoded in a tenth of the time that its inference takes), so that the cores are kept full and no
+    thread waits for long. A clip that is alone may use all cores of the machine: most likely the other
+    processes have nothing to do either.
     """
     total, source = (settings.threads, "VIOLA_THREADS") if settings.threads else usable_cores()
     cores = max(1, total // settings.workers)
-    inference = min(total, MOST_INFERENCE_THREADS)
-    lanes = min(cores, MOST_INFERENCE_THREADS)
-    decode = max(cores, LEAST_DECODE_THREADS)
+    inference = min(total, MAX_INFERENCE_THREADS)
+    batch = min(cores, MAX_INFERENCE_THREADS)
+    decode = max(cores, MIN_DECODE_THREADS)
     shared = f" shared by {settings.workers} processes" if settings.workers > 1 else ""
     return ThreadPlan(
         inference=inference,
-        lanes=lanes,
+        batch=batch,
         decode=decode,
         cores=cores,
         reason=f"{total} core(s) from {source}{shared}: {inference} thread(s) for the inference of "
-        f"one clip, {lanes} for that of a batch, {decode} for decoding, 1 for BLAS",
+        f"one clip, {batch} for that of a batch, {decode} for decoding, 1 for BLAS",
     )
 
 

@@ -11,6 +11,14 @@ whole clip, each once, and their sum, maximum and count are too. Every window bu
 one ends with the clip, including the input frames that fill no output frame. Of VGGish, whose windows are a
 whole number of examples, what is left may be too short for one (`min_frames`) and is dropped.
 
+An encoder of patches that overlap says by how much (`reach`): a window ends with its last patch, and the next
+one begins with the patch after that.
+
+    patches      [ 0     ]                                       stride 2, reach 2
+                     [ 1     ]
+    window 0     [ 0 . 1 .   ]
+    window 1             [ 2 . 3 .   ]
+
 "independent" encoders (a fixed window, or layers after the pooling) embed windows of `frames` side by side;
 the clip's vector is their mean, weighted by their length. A last window shorter than `min_frames` is
 dropped, unless it is the only one.
@@ -23,9 +31,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from service.model import Card, Output, Windows
+from service.inference.card import Card, Windows
+from service.inference.model import Output
 
 Array = NDArray[np.float32]
+
+TIME_DIGITS = 9  # of a frame's centre in seconds
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Segment:
-    """One vector (D,) for the seconds [start_s, end_s) of a clip."""
+    """One vector (D,), or what the pool's `of_segment` makes of it, for the seconds [start_s, end_s) of a
+    clip."""
 
     start_s: float
     end_s: float
@@ -62,15 +74,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class Embedding:
-    """vector: (D,) float32. If asked for: frames (n, D) with the times of their centres times_s (n,), and
-    one vector per segment."""
+    """vector: (D,) float32. If asked for: frames (n, D) with the times of their centres times_s (n,), one
+    vector per segment, and one per passage, which is a segment of another length."""
 
     vector: Array
     frames: Array | None = None
     times_s: NDArray[np.float64] | None = None
     segments: list[Segment] = field(default_factory=list)
+    passages: list[Segment] = field(default_factory=list)
 
 
+OfSegment = Callable[[Array], Array]
 Run = Callable[..., list[Output]]  # Model.run: (log-mels, *, frames: bool) -> outputs
 
 
@@ -128,14 +142,24 @@ class Pool:
 
     frames: keep every output frame; window_s, hop_s: one vector per `window_s` seconds, every `hop_s`
     (default: window_s). Either needs outputs with frames, added in order; without them the order is free.
+    passages: (window_s, hop_s) of segments beside those. of_segment: (D,) -> what is kept of the vector of
+    either, as soon as it is complete (default: all of it).
     """
 
     def __init__(
-        self, card: Card, *, frames: bool = False, window_s: float | None = None, hop_s: float | None = None
+        self,
+        card: Card,
+        *,
+        frames: bool = False,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        passages: tuple[float, float] | None = None,
+        of_segment: OfSegment | None = None,
     ) -> None:
         self._card = card
         self._keeps_frames = frames
-        self._segments = _Segments(card, window_s, hop_s or window_s) if window_s else None
+        self._segments = Segments(card, window_s, hop_s or window_s, of_segment) if window_s else None
+        self._passages = Segments(card, *passages, of_segment) if passages else None
         self._frames: list[Array] = []
         self._times_s: list[NDArray[np.float64]] = []
         self._total = _Total()
@@ -146,7 +170,7 @@ class Pool:
 
     @property
     def needs_frames(self) -> bool:
-        return self._keeps_frames or self._segments is not None
+        return self._keeps_frames or self._segments is not None or self._passages is not None
 
     def add(self, window: Window, output: Output) -> None:
         self._stop = max(self._stop, window.stop)
@@ -161,12 +185,13 @@ class Pool:
 
     def _add_frames(self, window: Window, output: Output) -> None:
         assert output.frames is not None, "outputs must come from embed_pieces(..., frames=True)"
-        times_s = self._frame_times_s(window, len(output.frames))
+        times_s = frame_times_s(self._card, window, len(output.frames))
         if self._keeps_frames:
             self._frames.append(output.frames)
             self._times_s.append(times_s)
-        if self._segments:
-            self._segments.add(times_s, output.frames)
+        for segments in (self._segments, self._passages):
+            if segments:
+                segments.add(times_s, output.frames)
 
     def result(self, *, duration_s: float | None = None) -> Embedding:
         """The clip's embedding. `duration_s`: where its last segment ends (default: by its log-mel)."""
@@ -177,6 +202,7 @@ class Pool:
             frames=np.concatenate(self._frames) if self._keeps_frames else None,
             times_s=np.concatenate(self._times_s) if self._keeps_frames else None,
             segments=self._segments.result(duration_s) if self._segments else [],
+            passages=self._passages.result(duration_s) if self._passages else [],
         )
 
     def _vector(self) -> Array:
@@ -184,21 +210,26 @@ class Pool:
             return _vector(self._card, self._total.output())
         return np.asarray(self._vectors / self._weight, dtype=np.float32)
 
-    def _frame_times_s(self, window: Window, n: int) -> NDArray[np.float64]:
-        card = self._card
-        start_ms = window.start * card.frontend.hop_length * 1000 / card.sample_rate
-        indices = window.drop_first + np.arange(n)
-        first_ms = start_ms + card.first_frame_centre_ms
-        if card.windows.kind == "independent":  # a frame may stand for all of a window, however short
-            window_ms = (window.stop - window.start) * card.frontend.hop_length * 1000 / card.sample_rate
-            first_ms -= max(0.0, card.frame_period_ms - window_ms) / 2
-        return (first_ms + card.frame_period_ms * indices) / 1000
+
+def frame_times_s(card: Card, window: Window, n: int) -> NDArray[np.float64]:
+    """(n,): the centres of the frames that a window keeps, in the seconds of its clip."""
+    start_ms = window.start * card.frontend.hop_length * 1000 / card.sample_rate
+    indices = window.drop_first + np.arange(n)
+    first_ms = start_ms + card.first_frame_centre_ms
+    if card.windows.kind == "independent":  # a frame may stand for all of a window, however short
+        window_ms = (window.stop - window.start) * card.frontend.hop_length * 1000 / card.sample_rate
+        first_ms -= max(0.0, card.frame_period_ms - window_ms) / 2
+    # Rounded, so that a frame on a segment's border is on the same side of it however the clip was cut.
+    return np.round((first_ms + card.frame_period_ms * indices) / 1000, TIME_DIGITS)
 
 
-def segment_times_s(duration_s: float, window_s: float, hop_s: float) -> list[tuple[float, float]]:
-    """Where segments begin and end: every hop_s, until one reaches the clip's end and ends there."""
+def segment_times_s(
+    duration_s: float, window_s: float, hop_s: float, *, first: int = 0
+) -> list[tuple[float, float]]:
+    """Where segments begin and end: every hop_s, until one reaches the clip's end and ends there. first: the
+    number of the first one that is wanted."""
     n = 1 + max(0, math.ceil((duration_s - window_s) / hop_s - 1e-9))
-    starts = (k * hop_s for k in range(n))
+    starts = (k * hop_s for k in range(first, n))
     # With hop_s > window_s, the last start may lie in the gap behind the clip.
     return [
         (start, min(start + window_s, duration_s)) for start in starts if start < duration_s or start == 0
@@ -212,8 +243,9 @@ class _Cutter:
         self._windows = windows
         self.start = 0
         if windows.kind == "exact":
-            self._length = windows.frames // windows.stride * windows.stride
-            self._hop = self._length - 2 * windows.context * windows.stride
+            kept = (windows.frames - windows.reach) // windows.stride * windows.stride
+            self._length = kept + windows.reach
+            self._hop = kept - 2 * windows.context * windows.stride
         else:
             self._length = self._hop = windows.frames
 
@@ -255,23 +287,30 @@ class _Total:
         return Output(self._sum, self._max, self.count)
 
 
-class _Segments:
+class Segments:
     """Pools the frames whose centre lies in [k * hop_s, k * hop_s + window_s), for k = 0, 1, …
 
     A segment without a frame centre takes the frame before it, so that each has a vector.
     """
 
-    def __init__(self, card: Card, window_s: float, hop_s: float) -> None:
+    def __init__(
+        self, card: Card, window_s: float, hop_s: float, of_segment: OfSegment | None = None
+    ) -> None:
         self._card = card
         self._window_s = window_s
         self._hop_s = hop_s
+        self._of_segment = of_segment
         self._open: dict[int, _Total] = {}
         self._vectors: dict[int, Array] = {}
         self._next = 0
+        self._n_taken = 0
         self._before: Array | None = None
 
-    def add(self, times_s: NDArray[np.float64], frames: Array) -> None:
-        """Frames (n, D) with ascending centres times_s (n,), none of them before those added earlier."""
+    def add(self, times_s: NDArray[np.float64], frames: Array, *, known_to_s: float = -math.inf) -> None:
+        """Frames (n, D) with ascending centres times_s (n,), none of them before those added earlier.
+
+        known_to_s: the clip lasts at least so long, and no frame that follows has its centre before.
+        """
         if len(frames) == 0:
             return
         if self._before is None:
@@ -280,26 +319,40 @@ class _Segments:
             self._open[self._next] = _Total()
             self._next += 1
         for k, total in list(self._open.items()):
-            first, last = np.searchsorted(times_s, [k * self._hop_s, k * self._hop_s + self._window_s])
+            end_s = k * self._hop_s + self._window_s
+            first, last = np.searchsorted(times_s, [k * self._hop_s, end_s])
             if last > first:
                 total.add(_output(frames[first:last]))
-            if last < len(frames):  # a frame behind its end: it is complete
+            if last < len(frames) or end_s <= known_to_s:  # no frame of it is missing
                 self._close(k, frames[last - 1] if last else self._before)
         self._before = frames[-1]
 
     def _close(self, k: int, before: Array) -> None:
         total = self._open.pop(k)
         output = total.output() if total.count else _output(before[None])
-        self._vectors[k] = _vector(self._card, output)
+        vector = _vector(self._card, output)
+        self._vectors[k] = self._of_segment(vector) if self._of_segment else vector
+
+    def complete(self) -> list[Segment]:
+        """Those that are complete and were not taken before, in order; to be asked while the clip goes on."""
+        taken = []
+        while self._n_taken in self._vectors:
+            start_s = self._n_taken * self._hop_s
+            taken.append(Segment(start_s, start_s + self._window_s, self._vectors.pop(self._n_taken)))
+            self._n_taken += 1
+        return taken
 
     def result(self, duration_s: float) -> list[Segment]:
+        """All that were not taken, once the clip has ended."""
         assert self._before is not None, "a clip has at least one frame"
-        times_s = segment_times_s(duration_s, self._window_s, self._hop_s)
-        for k in range(self._next, len(times_s)):
+        times_s = segment_times_s(duration_s, self._window_s, self._hop_s, first=self._n_taken)
+        for k in range(self._next, self._n_taken + len(times_s)):
             self._open[k] = _Total()
         for k in list(self._open):
             self._close(k, self._before)
-        return [Segment(start, end, self._vectors[k]) for k, (start, end) in enumerate(times_s)]
+        return [
+            Segment(start, end, self._vectors[k]) for k, (start, end) in enumerate(times_s, self._n_taken)
+        ]
 
 
 def _joined(blocks: list[Array]) -> Array:

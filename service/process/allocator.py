@@ -1,21 +1,34 @@
-"""glibc's allocator, told to keep what training frees.
+"""glibc's allocator, told to keep what was freed.
 
-By default it gives every large tensor back to the system and asks for it anew, page by page, at each step: on
-a CPU a quarter of the time of pre-training went there (`sys` time). Settings: mallopt(3).
+By default it gives large arrays, and the free end of its heap above 128 kB, back to the system, and asks for
+them anew, page by page, with the next request or training step. Half the time of a log-mel of one second
+went there (`python -m benchmarks.logmel`), and on a CPU a quarter of the time of pre-training. Settings:
+mallopt(3).
 """
 
 import ctypes
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 NEVER = -1
 TOP_PAD_BYTES = 256 << 20
+# For the server: an array of more is given back, and so is the free end of a heap of more; each thread that
+# allocates has a heap.
+ARRAY_BYTES, HEAP_BYTES = 4 << 20, 16 << 20
+
+
+def keep_freed_arrays() -> bool:
+    """Of up to ARRAY_BYTES, HEAP_BYTES of them a thread. False where the C library is not glibc."""
+    return _set({M_MMAP_THRESHOLD: ARRAY_BYTES, M_TRIM_THRESHOLD: HEAP_BYTES})
 
 
 def keep_freed_memory() -> bool:
     """From now on memory grows to its peak and stays there. False where the C library is not glibc."""
+    return _set({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER, M_TOP_PAD: TOP_PAD_BYTES})
+
+
+def _set(settings: dict[int, int]) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows
         return False
-    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER, M_TOP_PAD: TOP_PAD_BYTES}
     return all(mallopt(name, value) == 1 for name, value in settings.items())

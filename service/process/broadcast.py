@@ -5,7 +5,7 @@
     worker 2   1235.sock ◄──────────────────────────────┘
 
 A request over HTTP reaches one of several workers, whichever takes the connection. Each therefore listens on
-a Unix socket in the folder that the workers of one server share (processes.py), which nobody else may enter.
+a Unix socket in the folder that the workers of one server share (workers.py), which nobody else may enter.
 A worker that is just starting has no socket yet, and needs none: it reads the folders as they are now.
 """
 
@@ -15,14 +15,14 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from service.processes import Slot
+from service.process.workers import Slot
 
 log = logging.getLogger(__name__)
 
 ANSWER_S = 300.0  # a model that is loaded, and on a GPU warmed at every length
 
 
-class Siblings:
+class Broadcast:
     """act: what this worker does when another one asks it to, and its answer. slot: None for one alone."""
 
     def __init__(self, slot: Slot | None, act: Callable[[], Awaitable[bytes]]) -> None:

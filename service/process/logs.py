@@ -1,7 +1,8 @@
 """The setting log_format in, the configuration of all log lines out: plain or JSON.
 
 Whatever a client sends stays in its one line: control characters are written as escapes, so that nobody can
-forge a line.
+forge a line. No line grows with what was sent: a message has at most MAX_MESSAGE characters, a traceback
+MAX_TRACEBACK, its last ones; the fields of a request are short where they are made.
 """
 
 import logging
@@ -12,17 +13,22 @@ from typing import Any, Literal
 
 import orjson
 
+from service.errors import shortened
+
 # What nobody prints need not be found out for every line: the thread and the process.
 logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
 
 _is_plain = re.compile(r"[!#-<>-\[\]-~]+").fullmatch  # printable ASCII without space, quote, = and backslash
+MAX_MESSAGE = 1400
+MAX_TRACEBACK = 8000
+MAX_TRACEBACK_LINE = 400  # its last line is the exception's sentence, which may hold what a client sent
 IN_THE_MESSAGE = frozenset({"method", "route", "status"})
 _REQUESTS = logging.getLogger("viola.request")
 
 
 class TextLines(logging.Formatter):
-    """`2026-01-01 12:00:00,000 INFO service.app: message`, the fields of a request as `name=value` behind it.
-    A traceback follows, indented: a line that begins with a date is always one of ours."""
+    """`2026-01-01 12:00:00,000 INFO service.http.app: message`, the fields of a request as `name=value`
+    behind it. A traceback follows, indented: a line that begins with a date is always one of ours."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +36,9 @@ class TextLines(logging.Formatter):
         self._date = ""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        line = f"{self._time(record)} {record.levelname} {record.name}: {record.message}"
+        line = (
+            f"{self._time(record)} {record.levelname} {record.name}: {shortened(record.message, MAX_MESSAGE)}"
+        )
         fields: dict[str, Any] | None = getattr(record, "fields", None)
         if fields is not None:
             line += "".join(
@@ -46,8 +54,7 @@ class TextLines(logging.Formatter):
         return f"{self._date},{int(record.msecs):03d}"
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        lines = super().formatException(ei).splitlines()
-        return "\n".join(f"  {_escaped(line)}" for line in lines)
+        return "\n".join(f"  {_escaped(line)}" for line in _traceback(super().formatException(ei)))
 
 
 class JsonLines(logging.Formatter):
@@ -59,12 +66,12 @@ class JsonLines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": shortened(record.getMessage(), MAX_MESSAGE),
         }
         if fields := getattr(record, "fields", None):
             line |= fields
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = "\n".join(_traceback(self.formatException(record.exc_info)))
         try:
             return orjson.dumps(line).decode()
         except TypeError:  # half a character, that UTF-8 cannot write
@@ -72,7 +79,7 @@ class JsonLines(logging.Formatter):
 
 
 def log_request(fields: dict[str, Any]) -> None:
-    """One line for one request: what Exchange.fields gives. An answer of 500 and above is a warning."""
+    """One line for one request: what RequestRecord.fields gives. An answer of 500 and above is a warning."""
     level = logging.INFO if fields["status"] < 500 else logging.WARNING
     message = f"{fields['method']} {fields['route']} {fields['status']}"
     # Made here rather than by Logger.info, which looks through the stack for its caller.
@@ -87,12 +94,20 @@ def configuration(log_format: Literal["text", "json"]) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
-            "text": {"()": "service.logs.TextLines"},
-            "json": {"()": "service.logs.JsonLines"},
+            "text": {"()": "service.process.logs.TextLines"},
+            "json": {"()": "service.process.logs.JsonLines"},
         },
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": log_format}},
+        # It warns of every malformed form; the request's own line says so, too.
+        "loggers": {"python_multipart": {"level": "ERROR"}},
         "root": {"handlers": ["stderr"], "level": "INFO"},
     }
+
+
+def _traceback(text: str) -> list[str]:
+    """Its lines, each shortened; of very many the last ones, where it says what happened."""
+    short = "\n".join(shortened(line, MAX_TRACEBACK_LINE) for line in text.splitlines())
+    return ("..." + short[-MAX_TRACEBACK:] if len(short) > MAX_TRACEBACK else short).splitlines()
 
 
 def _text(value: object) -> str:

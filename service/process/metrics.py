@@ -1,6 +1,6 @@
 """What happened in, Prometheus text out: every metric of the server, with help texts for a person on call.
 
-A process alone counts in its memory. Of several workers each counts in files of its slot (processes.py), and
+A process alone counts in its memory. Of several workers each counts in files of its slot (workers.py), and
 whichever is scraped adds up all of them; what cannot be counted but only asked for, like the length of the
 queue, each worker then writes down once a second.
 """
@@ -25,7 +25,8 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from service.processes import Slot
+from service.process.counts_file import CountsFile
+from service.process.workers import Slot
 
 disable_created_metrics()  # a second series for each, which tells when it was first touched
 
@@ -33,43 +34,11 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # Steps of 2 from a millisecond: the customary default buckets begin at 5 ms and cannot tell a request of 1 ms
 # from one of 5. The last ones cover an hour of sound.
-REQUEST_BUCKETS = (
-    0.001,
-    0.002,
-    0.004,
-    0.008,
-    0.016,
-    0.032,
-    0.064,
-    0.128,
-    0.256,
-    0.512,
-    1,
-    2,
-    4,
-    8,
-    16,
-    32,
-    64,
-)
-STAGE_BUCKETS = (
-    0.0001,
-    0.00025,
-    0.0005,
-    0.001,
-    0.002,
-    0.004,
-    0.008,
-    0.016,
-    0.032,
-    0.064,
-    0.128,
-    0.256,
-    1,
-    4,
-    16,
-)
+_FROM_1_MS = tuple(0.001 * 2**n for n in range(10))  # to 0.512 s
+REQUEST_BUCKETS = (*_FROM_1_MS, 1, 2, 4, 8, 16, 32, 64)
+STAGE_BUCKETS = (0.0001, 0.00025, 0.0005, *_FROM_1_MS[:-1], 1, 4, 16)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+LAG_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 FILL_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 SAMPLE_S = 1.0  # how old a gauge of another worker may be; Prometheus itself asks every 15 s or so
@@ -93,6 +62,7 @@ class Metrics:
     def __init__(self, slot: Slot | None = None) -> None:
         if slot is not None:
             number = slot.number
+            values.MmapedDict = CountsFile  # type: ignore[assignment, misc]
             values.ValueClass = values.MultiProcessValue(lambda: number)
         self.registry = CollectorRegistry()
         self._slot = slot
@@ -133,6 +103,11 @@ class Metrics:
         )
         self.inference_duration = self._seconds(
             "viola_inference_duration", "One batch through the network.", ["model"]
+        )
+        self.text_duration = self._seconds(
+            "viola_text_duration",
+            "Some texts through a text tower, in the one thread that all texts share. High: long texts.",
+            ["model"],
         )
         self.batch_size = Histogram(
             "viola_batch_size",
@@ -190,6 +165,51 @@ class Metrics:
             "Clips and windows thrown away before inference: their client had left or the deadline passed.",
             registry=self.registry,
         )
+        self.streams = self._gauge("viola_streams", "Streams that are listened to, of all workers together.")
+        self.stream_seconds = Counter(
+            "viola_stream_seconds", "Seconds of sound that streams have brought.", registry=self.registry
+        )
+        self.stream_lag = self._seconds(
+            "viola_stream_lag",
+            "From the arrival of the last sample that a window needs to its message, and by how much its "
+            "stream has fallen behind real time. High: more streams than can be kept up with.",
+            buckets=LAG_BUCKETS,
+        )
+        self.stream_messages = Counter(
+            "viola_stream_messages",
+            "Messages sent to the clients of streams, by their type.",
+            ["type"],
+            registry=self.registry,
+        )
+        self.stream_ends = Counter(
+            "viola_stream_ends",
+            "Streams that have ended, by the reason: their client asked for the end or left, sent nothing "
+            "(idle), read nothing (unread); the server was told to end (going_away), or there was an error.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.fit_duration = self._seconds(
+            "viola_fit_duration",
+            "Fitting one head that is taught, in a thread that stands back from requests.",
+        )
+        self.taught_examples = Counter(
+            "viola_taught_examples",
+            "Examples that heads were taught: clips, and passages of long ones.",
+            registry=self.registry,
+        )
+        self.heads_taught = self._gauge(
+            "viola_heads_taught",
+            "Heads that a model was taught and that are served.",
+            ["model"],
+            mode="livemax",
+        )
+        self.heads_refused = self._gauge(
+            "viola_heads_refused",
+            "Heads that a model was taught and that are not served: damaged, of another version of the "
+            "model, or of a name that its folder has, too. GET /models/{name}/heads and the log tell which.",
+            ["model"],
+            mode="livemax",
+        )
         self.model_info = self._gauge(
             "viola_model_info",
             "The models and how they are run: 1 for what is loaded, 0 for what a reload has replaced.",
@@ -221,14 +241,18 @@ class Metrics:
         """mode: how the values of several workers become one."""
         return Gauge(name, help_text, labels, registry=self.registry, multiprocess_mode=mode)
 
-    def count_request(self, route: str, model: str, status: int, seconds: float) -> None:
-        """One answer. Looks the labels up by itself: the library's own way takes longer than counting."""
+    def count_request(self, route: str, model: str, status: int, seconds: float | None) -> None:
+        """One answer. Looks the labels up by itself: the library's own way takes longer than counting.
+
+        seconds: None where they say nothing of the server, because a client decides how long it streams."""
         key = route, model, status
         if (requests := self._requests_by.get(key)) is None:
             requests = self._requests_by[key] = self.requests.labels(route, model, str(status))
+        requests.inc()
+        if seconds is None:
+            return
         if (duration := self._seconds_by.get(route)) is None:
             duration = self._seconds_by[route] = self.request_duration.labels(route)
-        requests.inc()
         duration.observe(seconds)
 
     def expect_errors(self, codes: Iterable[str]) -> None:

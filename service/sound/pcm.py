@@ -12,6 +12,11 @@ little-endian samples and say so with `endianness=little-endian`, the parameter 
 
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from service.errors import AudioUnreadable, BadRequest
 
@@ -23,6 +28,41 @@ KNOWN = {b"rate", b"channels", b"endianness"}
 MAGIC = {b"big-endian": (b".snd", ">"), b"little-endian": (b"dns.", "<")}  # AU exists in both orders
 UNKNOWN_LENGTH = 0xFFFFFFFF
 PCM_16 = 3
+
+# Of samples that come without a file around them, as FFmpeg and browsers name them.
+RawFormat = Literal["s16le", "s16be", "f32le"]
+RAW_FORMATS: tuple[RawFormat, ...] = get_args(RawFormat)
+# As NumPy has them, and the value of full scale.
+_TYPES: dict[RawFormat, tuple[str, float]] = {
+    "s16le": ("<i2", 2.0**15),
+    "s16be": (">i2", 2.0**15),
+    "f32le": ("<f4", 1.0),
+}
+
+
+@dataclass(frozen=True)
+class RawPcm:
+    """The form of samples that come without a header: those of all channels at one instant, then the next."""
+
+    format: RawFormat
+    rate_hz: int
+    channels: int
+
+    @property
+    def bytes_per_frame(self) -> int:
+        return np.dtype(_TYPES[self.format][0]).itemsize * self.channels
+
+    def samples(self, data: bytes | memoryview) -> NDArray[np.float32]:
+        """A whole number of frames -> (n, channels) float32; full scale is 1."""
+        dtype, full_scale = _TYPES[self.format]
+        values = np.frombuffer(data, dtype).astype(np.float32)
+        if full_scale != 1:
+            values *= np.float32(1 / full_scale)
+        return values.reshape(-1, self.channels)
+
+    def check(self, n_bytes: int) -> None:
+        """Raises AudioUnreadable where the samples end within a frame."""
+        _check_whole_frames(n_bytes, self.bytes_per_frame, self.channels)
 
 
 class Pcm:
@@ -51,12 +91,20 @@ class Pcm:
 
     def check(self, n_bytes: int) -> None:
         """Raises AudioUnreadable where the samples (without the header) end within a frame."""
-        frame = BYTES_PER_SAMPLE * self.channels
-        if n_bytes % frame:
-            raise AudioUnreadable(
-                f"the raw PCM has {n_bytes} bytes, no whole number of frames of {frame} bytes "
-                f"({self.channels} x 16 bits); send all of it, and the right number of channels"
-            )
+        _check_whole_frames(n_bytes, BYTES_PER_SAMPLE * self.channels, self.channels)
+
+    def raw(self) -> RawPcm:
+        """The same, for samples that are read as they come."""
+        little = self._order == b"little-endian"
+        return RawPcm("s16le" if little else "s16be", self.rate_hz, self.channels)
+
+
+def _check_whole_frames(n_bytes: int, frame: int, channels: int) -> None:
+    if n_bytes % frame:
+        raise AudioUnreadable(
+            f"the raw PCM has {n_bytes} bytes, no whole number of frames of {frame} bytes "
+            f"({channels} x {8 * frame // channels} bits); send all of it, and the right number of channels"
+        )
 
 
 def _whole_number(name: str, value: bytes, *, most: int) -> int:

@@ -1,30 +1,21 @@
-"""The benchmarks' own logic: bursts count right and end in time, wrong answers are left out, tables find
-their place."""
+"""viola beside its peers: wrong answers are left out and told, ratios are of one round, the best is named."""
 
 import base64
 import json
-import os
-import socketserver
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import load, report, results, uploads
-from benchmarks.clients import Burst, burst
+from benchmarks import load
+from benchmarks.harness.clients import Burst
+from benchmarks.harness.results import middle
+from benchmarks.harness.servers import Server, running
 from benchmarks.load import Entry
 from benchmarks.peers import install
 from benchmarks.peers.catalogue import PEERS
-from benchmarks.report import NAMES, README, section, with_section
-from benchmarks.results import middle
-from benchmarks.servers import Server, family, running
 
 CLIP = b"not really sound"
 
@@ -43,124 +34,6 @@ class Answer(BaseHTTPRequestHandler):
     do_POST = do_GET
 ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 """
-
-
-class Echo(BaseHTTPRequestHandler):
-    """Answers with the length of the body, in an answer that does not fit into one packet."""
-
-    protocol_version = "HTTP/1.1"
-    status: ClassVar[int] = 200
-    seen: ClassVar[list[bytes]] = []
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.seen.append(body)
-        self.send_response(self.status)
-        self.send_header("Content-Length", "300000")
-        self.end_headers()
-        self.wfile.write(b"x" * 300_000)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-class Silent(socketserver.BaseRequestHandler):
-    """Hangs up on the first bytes."""
-
-    def handle(self) -> None:
-        self.request.recv(1)
-
-
-@contextmanager
-def listening(server: socketserver.BaseServer) -> Iterator[int]:
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server.server_address[1]  # type: ignore[misc]
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-@pytest.fixture
-def echo() -> type[Echo]:
-    Echo.status = 200
-    Echo.seen.clear()
-    return Echo
-
-
-def test_every_client_keeps_asking_until_the_budget_is_used_up(echo: type[Echo]) -> None:
-    with listening(ThreadingHTTPServer(("127.0.0.1", 0), echo)) as port:
-        result = burst(port, uploads.raw("/", CLIP), clients=3, seconds=30, max_requests=20)
-    assert len(result.latencies_s) == len(echo.seen) == 20
-    assert result.per_s == 20 / result.seconds
-    assert set(echo.seen) == {CLIP}
-    assert not result.failures.total()
-
-
-def test_a_burst_ends_in_time(echo: type[Echo]) -> None:
-    with listening(ThreadingHTTPServer(("127.0.0.1", 0), echo)) as port:
-        began = time.perf_counter()
-        result = burst(port, uploads.raw("/", CLIP), clients=2, seconds=0.2, cpu_s=time.perf_counter)
-        assert time.perf_counter() - began < 5
-    assert len(result.latencies_s) == len(echo.seen)
-    assert 0.2 <= result.seconds <= result.cpu_s < 5
-
-
-def test_errors_are_counted_and_are_no_answers(echo: type[Echo]) -> None:
-    echo.status = 503
-    with listening(ThreadingHTTPServer(("127.0.0.1", 0), echo)) as port:
-        result = burst(port, uploads.raw("/", CLIP), clients=1, seconds=30, max_requests=4)
-    assert result.failures == {"503": 4}
-    assert result.latencies_s == []
-
-
-def test_a_server_that_hangs_up_is_a_failure_of_each_client() -> None:
-    with listening(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Silent)) as port:
-        result = burst(port, uploads.raw("/", CLIP), clients=2, seconds=5)
-    assert result.failures == {"connection lost": 2}
-
-
-def test_a_wrong_answer_is_seen_before_it_is_timed(echo: type[Echo]) -> None:
-    with listening(ThreadingHTTPServer(("127.0.0.1", 0), echo)) as port:
-        assert len(uploads.answer_to(port, uploads.multipart("/embed", CLIP))) == 300_000
-        echo.status = 422
-        with pytest.raises(RuntimeError, match="/embed answers 422"):
-            uploads.answer_to(port, uploads.multipart("/embed", CLIP))
-    assert echo.seen[0].startswith(b"--" + uploads.BOUNDARY.encode())
-    assert CLIP in echo.seen[0]
-
-
-def test_a_server_is_started_measured_and_stopped() -> None:
-    server = Server(
-        "python's", (sys.executable, "-m", "http.server", "{port}", "--bind", "127.0.0.1"), ready="/"
-    )
-    with running(server) as up:
-        assert up.cpu_s() > 0
-        assert 1 < up.memory_mb() < 1000
-        assert family(os.getpid()).count(up.pid) == 1
-    assert family(os.getpid()).count(up.pid) == 0
-
-
-def test_a_server_that_fails_to_start_says_where_its_log_is() -> None:
-    with (
-        pytest.raises(RuntimeError, match=r"ended with code 3; its log is .*broken\.log"),
-        running(Server("broken", (sys.executable, "-c", "raise SystemExit(3)"))),
-    ):
-        pass
-
-
-def test_a_table_replaces_what_is_between_its_markers() -> None:
-    page = "a\n<!-- x: begin -->\nold\n<!-- x: end -->\nb\n<!-- y: begin --><!-- y: end -->\n"
-    assert with_section(page, "x", r"\1 new") == page.replace("old", r"\1 new")
-    with pytest.raises(ValueError, match="<!-- z: begin -->"):
-        with_section(page, "z", "")
-
-
-def test_medians_come_with_their_quartiles() -> None:
-    assert middle([4.0, 1.0, 2.0, 3.0, 5.0]) == {"median": 3, "low": 2, "high": 4}
-    assert middle([7.0]) == {"median": 7, "low": 7, "high": 7}
 
 
 def answering(name: str, answer: str) -> Entry:
@@ -221,19 +94,6 @@ def test_a_server_that_is_gone_has_failures_and_no_answers() -> None:
     assert result.per_s == 0
 
 
-def test_what_a_server_leaves_behind_is_ended_with_it() -> None:
-    leaves = "import subprocess, sys; subprocess.Popen(['sleep', '60'], start_new_session=True);" + ANSWERING
-    with running(Server("leaves", (sys.executable, "-c", leaves, "{port}", "x"), ready="/")) as server:
-        (child,) = set(family(server.pid)) - {server.pid}
-    for _ in range(100):
-        # A process that was ended stays as a zombie (Z) until its parent has seen it.
-        stat = Path(f"/proc/{child}/stat")
-        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
-            return
-        time.sleep(0.02)
-    pytest.fail("the child still runs")
-
-
 @pytest.mark.parametrize(
     "answer",
     [
@@ -246,13 +106,6 @@ def test_what_a_server_leaves_behind_is_ended_with_it() -> None:
 )
 def test_the_vector_is_found_in_every_form_of_answer(answer: Any) -> None:
     assert load.vector_of(json.dumps(answer).encode()).tolist() == [1.5, -2.0]
-
-
-def test_a_data_uri_holds_the_clip() -> None:
-    head, _, body = uploads.data_uri("/embeddings", CLIP).partition(b"\r\n\r\n")
-    assert f"Content-Length: {len(body)}".encode() in head
-    (uri,) = json.loads(body)["input"]
-    assert base64.b64decode(uri.removeprefix("data:audio/wav;base64,")) == CLIP
 
 
 def test_peers_without_an_environment_are_told_and_busy_ones_are_alone(
@@ -272,37 +125,6 @@ def test_peers_without_an_environment_are_told_and_busy_ones_are_alone(
     together, busy = load.groups(Path("models/byola"), "int8", PEERS, {})
     assert [entry.name for entry in together[3:]] == ["FastAPI", "FastAPI, 1 thread a call"]
     assert [entry.name for entry in busy] == ["viola int8", "Ray Serve"]
-
-
-def test_an_environment_is_remade_when_its_requirements_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(install, "ENVIRONMENTS", tmp_path)
-    assert not install.is_installed("ray")
-    (tmp_path / "ray").mkdir()
-    (tmp_path / "ray" / "installed.txt").write_text("ray==1.0\n")
-    assert not install.is_installed("ray")
-
-
-def test_every_peer_has_a_server_and_pinned_requirements() -> None:
-    assert {peer.folder for peer in PEERS} == set(install.NAMES)
-    for peer in PEERS:
-        source = install.FOLDER / peer.folder / "server.py"
-        compile(source.read_text(encoding="utf-8"), source, "exec")
-        lines = install.requirements(peer.folder).read_text().splitlines()
-        unpinned = [line for line in lines if not line.startswith("#") and "==" not in line]
-        assert not unpinned
-        assert install.version_of(peer.folder, peer.package)
-
-
-def test_peers_run_the_same_file_with_the_same_threads() -> None:
-    settings = [peer.server(Path("models/byola"), "int8") for peer in PEERS]
-    assert len({server.environment["PEER_MODEL"] for server in settings}) == 1
-    assert {server.environment["PEER_PRECISION"] for server in settings} == {"int8"}
-    assert {server.environment["OPENBLAS_NUM_THREADS"] for server in settings} == {"1"}
-    assert len({(server.name, server.command) for server in settings}) == len(
-        {(peer.folder, peer.variant) for peer in PEERS}
-    )
 
 
 def row(entry: str, clients: int, ratio: float, graph: str = "int8") -> dict[str, Any]:
@@ -326,16 +148,18 @@ def row(entry: str, clients: int, ratio: float, graph: str = "int8") -> dict[str
 def test_the_table_tells_the_best_peer_and_whether_the_goal_is_reached() -> None:
     viola_rows = [row("viola int8", 32, 1.0), row("viola int8, raw body, base64", 32, 1.6)]
     peers = [row("slow", 32, 0.25), row("infinity", 32, 0.4)]
-    assert load.verdict([*viola_rows, *peers], "int8").endswith(
+    assert load.verdict([*viola_rows, *peers], "int8", 2.0).endswith(
         "32 clients, infinity: 2.50 × by viola int8, 4.00 × by viola int8, raw body, base64 (reached)."
     )
     near = row("infinity", 32, 0.8)
-    assert "infinity: 1.25 × by viola int8, 2.00 ×" in (text := load.verdict([*viola_rows, near], "int8"))
+    assert "infinity: 1.25 × by viola int8, 2.00 ×" in (
+        text := load.verdict([*viola_rows, near], "int8", 2.0)
+    )
     assert "(**not reached**)" in text
     workers = row("viola int8, 1 worker per core", 32, 1.8)
-    assert load.verdict([*viola_rows, workers, near], "int8").endswith("per core (reached).")
+    assert load.verdict([*viola_rows, workers, near], "int8", 1.5).endswith("per core (reached).")
     work = load.work_row("int8", [180.0], [Burst(latencies_s=[0.01] * 100, seconds=1.0)])
-    assert load.verdict([*viola_rows, near, work], "int8").endswith(
+    assert load.verdict([*viola_rows, near, work], "int8", 2.0).endswith(
         "(**not reached**); the work alone, without a server: 2.25 ×."
     )
     assert load.verdict([*viola_rows, work], "int8") == "No peer was measured."
@@ -377,12 +201,6 @@ def test_a_peer_is_added_to_a_result_that_keeps_all_else() -> None:
     assert kept == {"viola int8": 1.0, "a": 0.5, "b": 0.25}
 
 
-def test_the_page_that_compares_is_up_to_date() -> None:
-    page = report.COMPARISON.read_text(encoding="utf-8")
-    told = section("load", results.read("load"), "summary")
-    assert with_section(page, "load", told) == page, "run `python -m benchmarks.report`"
-
-
 def test_without_a_peer_there_is_no_verdict() -> None:
     assert load.verdict([row("viola int8", 32, 1.0)], "int8") == "No peer was measured."
 
@@ -404,9 +222,3 @@ def test_viola_is_told_once_though_it_is_measured_beside_every_group() -> None:
     rows = [row("viola int8", 1, 1.0), row("a", 1, 0.5), row("viola int8", 1, 0.9), row("b", 1, 0.5)]
     assert [each["entry"] for each in load.merged(rows)] == ["viola int8", "a", "b"]
     assert load.merged(rows)[0]["ratio"]["median"] == 1.0
-
-
-def test_every_table_has_its_place_in_the_page() -> None:
-    page = README.read_text(encoding="utf-8")
-    for name in NAMES:
-        assert section(name, None) in with_section(page, name, section(name, None))

@@ -5,27 +5,32 @@ Skipped where there is no Prometheus (`apt-get install prometheus`).
 
 import json
 import re
-import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from benchmarks.servers import free_port, running, viola
+from benchmarks.harness.servers import running, viola
+from tests.deploy.prometheus import (
+    DEPLOY,
+    PROMETHEUS,
+    PROMTOOL,
+    RULES,
+    WITHOUT,
+    query,
+    scraping,
+    wait_for_scrapes,
+)
 
 ROOT = Path(__file__).parents[2]
-DEPLOY = ROOT / "deploy"
 FIXTURES = ROOT / "tests" / "fixtures"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "viola.json").read_text())
-PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
-PATIENCE_S = 90
+ALERTS = [(name, rule["expr"]) for name, rule in RULES.items()]
 
-pytestmark = pytest.mark.skipif(not (PROMETHEUS and PROMTOOL), reason="there is no Prometheus")
+pytestmark = pytest.mark.skipif(not (PROMETHEUS and PROMTOOL), reason=WITHOUT)
 
 
 def expressions() -> Iterator[tuple[str, str]]:
@@ -36,33 +41,16 @@ def expressions() -> Iterator[tuple[str, str]]:
             yield panel["title"], expression
 
 
-def alerts() -> Iterator[tuple[str, str]]:
-    """(alert, expression), read without a YAML library: `promtool` has checked the form."""
-    text = (DEPLOY / "alerts.yml").read_text()
-    for name, body in re.findall(r"- alert: (\w+)\n(.*?)\n\s+for:", text, re.DOTALL):
-        expression = re.sub(r"#.*", "", body).split("expr:", 1)[1]
-        yield name, " ".join(expression.replace(">-", "").split())
-
-
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """Prometheus' API, with some ten scrapes of a viola that was asked good and bad things."""
-    folder = tmp_path_factory.mktemp("prometheus")
-    port = free_port()
-    with running(viola(ROOT / "models" / "byola", "int8")) as server:
-        config = (DEPLOY / "prometheus.yml").read_text()
-        config = config.replace("viola:8000", f"127.0.0.1:{server.port}").replace("5s", "1s")
-        (folder / "prometheus.yml").write_text(config)
-        shutil.copy(DEPLOY / "alerts.yml", folder)
-        command = [str(PROMETHEUS), f"--config.file={folder / 'prometheus.yml'}"]
-        command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            try:
-                with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-                    under_load(server.port, client)
-                    yield client
-            finally:
-                process.terminate()
+    data = str(tmp_path_factory.mktemp("data"))
+    with (
+        running(viola(ROOT / "models" / "byola", "int8", data_dir=data)) as server,
+        scraping(server.port, tmp_path_factory.mktemp("prometheus")) as client,
+    ):
+        under_load(server.port, client)
+        yield client
 
 
 def under_load(port: int, client: httpx.Client) -> None:
@@ -76,34 +64,18 @@ def under_load(port: int, client: httpx.Client) -> None:
                 for sound in sounds:
                     one.post("/embed", content=sound)
                     one.post("/classify", content=sound)
+                one.post("/stream?rate=16000", content=bytes(96_000))
+                one.post("/models/byola/heads/weather/examples?label=rain&fit=auto", content=sounds[0])
 
     askers = [threading.Thread(target=ask) for _ in range(2)]
     for asker in askers:
         asker.start()
     try:
-        deadline = time.monotonic() + PATIENCE_S
-        while not scrapes(client) >= 10:
-            assert time.monotonic() < deadline, "Prometheus does not scrape"
-            time.sleep(1)
+        wait_for_scrapes(client, 10)
     finally:
         done.set()
         for asker in askers:
             asker.join()
-
-
-def scrapes(client: httpx.Client) -> float:
-    try:
-        found = query(client, 'count_over_time(up{job="viola"}[5m])')
-    except httpx.TransportError:  # it is not up yet
-        return 0
-    return float(found[0]["value"][1]) if found else 0
-
-
-def query(client: httpx.Client, expression: str) -> list[dict[str, Any]]:
-    answer = client.get("/api/v1/query", params={"query": expression}).json()
-    assert answer["status"] == "success", f"{expression}: {answer.get('error')}"
-    result: list[dict[str, Any]] = answer["data"]["result"]
-    return result
 
 
 def test_the_configuration_and_the_rules_are_valid() -> None:
@@ -119,23 +91,23 @@ def test_every_panel_shows_something(prometheus: httpx.Client, panel: str, expre
     assert all(each["value"][1] != "NaN" for each in found), panel
 
 
-@pytest.mark.parametrize(("alert", "expression"), list(alerts()))
+@pytest.mark.parametrize(("alert", "expression"), ALERTS)
 def test_every_alert_is_quiet_while_all_is_well(
     prometheus: httpx.Client, alert: str, expression: str
 ) -> None:
     assert query(prometheus, expression) == [], alert
 
 
-@pytest.mark.parametrize(("alert", "expression"), list(alerts()))
+@pytest.mark.parametrize(("alert", "expression"), ALERTS)
 def test_every_alert_looks_at_metrics_that_there_are(
     prometheus: httpx.Client, alert: str, expression: str
 ) -> None:
-    for name in set(re.findall(r"\b(?:viola_\w+|up)\b", expression)) - {"viola"}:
+    for name in set(re.findall(r"\b(?:(?:viola|process)_\w+|up)\b", expression)):
         assert query(prometheus, name), f"{alert}: {name}"
 
 
 def test_prometheus_has_loaded_every_alert(prometheus: httpx.Client) -> None:
     groups = prometheus.get("/api/v1/rules").json()["data"]["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
-    assert {rule["name"] for rule in rules} == {name for name, _ in alerts()}
+    assert {rule["name"] for rule in rules} == set(RULES)
     assert {rule["health"] for rule in rules} <= {"ok", "unknown"}

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from service.errors import ViolaError
-from service.gate import CLIENT_LEFT, FRAMEWORK_CODES, error_codes
-from service.metrics import Metrics
+from service.http.error_response import FRAMEWORK_CODES, error_codes
+from service.http.middleware import CLIENT_CLOSED_REQUEST
+from service.process.metrics import Metrics
 from service.settings import PREFIX, Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `([a-z_]+)` \| (\d{3}) \|", re.MULTILINE)
-NOT_ANSWERED = {"not_ready": 503, "client_left": CLIENT_LEFT}  # of readiness, and of the log
+NOT_ANSWERED = {"not_ready": 503, "client_left": CLIENT_CLOSED_REQUEST}  # of readiness, and of the log
 
 
 def statuses() -> dict[str, int]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks import sizing
 from benchmarks.report import with_section
-from service.metrics import Metrics
+from service.process.metrics import Metrics
 from service.settings import Settings
 
 PAGE = sizing.PAGE.read_text(encoding="utf-8")
@@ -30,6 +30,16 @@ def test_an_hour_that_takes_36_seconds_is_100_seconds_per_second() -> None:
     told = sizing.hours({"rows": [row], "sound_s": 3600})
     assert "takes 36.0 CPU seconds and 200 MB at most" in told
     assert "100 seconds of sound per second and core" in told
+
+
+def test_streams_of_2_ms_a_second_are_500_on_a_core() -> None:
+    rows = [
+        {"streams": 1, "cpu_s": 0.01, "memory_mb": 9.0},
+        {"streams": 8, "cpu_s": 0.002, "memory_mb": 0.31},
+    ]
+    told = sizing.streams({"rows": rows, "bare_cpu_s": 0.0015, "hop_s": 1.0})
+    assert "75% of which is the bare work: 500 streams per core, full, **300**" in told
+    assert "One holds 0.3 MB." in told
 
 
 def test_memory_is_that_of_viola_and_the_most_of_the_storm() -> None:

@@ -11,10 +11,12 @@ import torch
 import torchaudio
 from numpy.typing import NDArray
 
+import encoders
 from encoders.frontend import (
     AST,
     BYOLA,
     CNN14,
+    EFFICIENTAT,
     MSM_MAE,
     VGGISH,
     Frontend,
@@ -27,10 +29,10 @@ from encoders.frontend import (
     mel_of_hz,
     window_of,
 )
-from service import logmel as served
+from service.sound import logmel as served
 
 SLANEY = {"byola": BYOLA, "cnn14": CNN14, "msm-mae": MSM_MAE}
-EVERY = {**SLANEY, "vggish": VGGISH, "ast": AST}
+EVERY = {**SLANEY, "vggish": VGGISH, "ast": AST, "efficientat": EFFICIENTAT}
 
 
 def logmel(frontend: Frontend, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -87,13 +89,26 @@ def test_asts_filterbank_is_kaldis() -> None:
     assert not mel_filterbank(AST)[256].any()
 
 
+def kaldis_banks() -> torch.Tensor:
+    """(128, 513) as EfficientAT has them: without a bin at the Nyquist frequency, then a zero for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        banks, _ = torchaudio.compliance.kaldi.get_mel_banks(128, 1024, 32_000.0, 0.0, 15_000.0, 0, 0, 1)
+    return torch.nn.functional.pad(banks, (0, 1))
+
+
+def test_efficientats_filterbank_is_kaldis() -> None:
+    # torchaudio computes in float32: 2800 mels are known to 1e-4, of a slope of a mel in 20 at the bottom.
+    np.testing.assert_allclose(mel_filterbank(EFFICIENTAT).T, kaldis_banks().numpy(), atol=1e-4)
+
+
 @pytest.mark.parametrize("frontend", EVERY.values(), ids=EVERY)
 def test_a_filterbank_has_one_row_per_bin_and_no_weight_outside_its_range(frontend: Frontend) -> None:
     filters = mel_filterbank(frontend)
     assert filters.shape == (frontend.n_fft // 2 + 1, frontend.n_mels)
     assert filters.dtype == np.float32
     assert (filters >= 0).all()
-    bins_hz = np.linspace(0, 8000, frontend.n_fft // 2 + 1)
+    bins_hz = np.linspace(0, frontend.sample_rate / 2, frontend.n_fft // 2 + 1)
     outside = (bins_hz < frontend.f_min_hz) | (bins_hz > frontend.f_max_hz)
     assert not filters[outside].any()
     # 128 bands on 31 Hz bins: as in Kaldi, one of AST's lowest triangles lies between two bins.
@@ -126,10 +141,11 @@ def test_the_window_is_the_periodic_hann_window() -> None:
     assert hann_window(1024)[512] == 1
 
 
-def test_only_asts_window_is_symmetric() -> None:
-    symmetric = scipy.signal.get_window("hann", 400, fftbins=False)
-    np.testing.assert_allclose(window_of(AST), symmetric, atol=1e-7)
-    assert window_of(AST)[399] == 0
+def test_the_windows_of_ast_and_efficientat_alone_are_symmetric() -> None:
+    for frontend in (AST, EFFICIENTAT):
+        symmetric = scipy.signal.get_window("hann", frontend.win_length, fftbins=False)
+        np.testing.assert_allclose(window_of(frontend), symmetric, atol=1e-7)
+        assert window_of(frontend)[-1] == 0
     for frontend in (BYOLA, CNN14, MSM_MAE, VGGISH):
         assert np.array_equal(window_of(frontend), hann_window(frontend.win_length))
 
@@ -146,6 +162,7 @@ def test_reflect_padding_needs_half_a_window_and_a_sample() -> None:
     assert BYOLA.min_samples == 513
     assert MSM_MAE.min_samples == 201
     assert VGGISH.min_samples == 400  # no padding: a whole window
+    assert EFFICIENTAT.min_samples == 514  # one more, which the pre-emphasis takes
 
 
 def test_the_shortest_clips_are_those_of_the_papers() -> None:
@@ -153,6 +170,7 @@ def test_the_shortest_clips_are_those_of_the_papers() -> None:
     assert CNN14.samples_for(32) == 4_960
     assert AST.samples_for(16) == 2_800
     assert BYOLA.samples_for(1) == 513
+    assert EFFICIENTAT.samples_for(100) == 99 * 320 + 1
 
 
 def test_another_number_of_bands_changes_nothing_else() -> None:
@@ -214,13 +232,34 @@ def test_asts_log_mel_is_kaldis_fbank(waveform: NDArray[np.float32]) -> None:
 def test_asts_log_mel_and_statistics_are_those_of_transformers(waveform: NDArray[np.float32]) -> None:
     from transformers import ASTFeatureExtractor
 
-    import encoders
-
     extract = ASTFeatureExtractor(max_length=128)  # padded with zeros to so many frames
     reference = extract(waveform, sampling_rate=16_000, return_tensors="np")["input_values"][0]
     normalised = (logmel(AST, waveform).T - encoders.AST.mean) / encoders.AST.std
     # It works on int16's scale nowhere; two float32 implementations, divided by 9.
     np.testing.assert_allclose(normalised[:100], reference[:100], atol=1e-3)
+
+
+def efficientats(waveform: NDArray[np.float32], dtype: torch.dtype) -> NDArray[np.floating]:
+    """(samples,) at 32 kHz -> (128, frames) of torch and torchaudio, computed in `dtype`."""
+    x = torch.from_numpy(waveform).to(dtype)
+    window = torch.hann_window(800, periodic=False, dtype=dtype)
+    emphasised = x[1:] - 0.97 * x[:-1]
+    spectrum = torch.stft(
+        emphasised, 1024, hop_length=320, win_length=800, window=window, center=True, pad_mode="reflect",
+        return_complex=True,
+    )  # fmt: skip
+    return (kaldis_banks().to(dtype) @ spectrum.abs() ** 2 + 1e-5).log().numpy()
+
+
+def test_efficientats_log_mel_is_torchaudios(waveform: NDArray[np.float32]) -> None:
+    found = logmel(EFFICIENTAT, waveform)
+    assert found.shape == (128, 1 + 21_002 // 320)
+    # Kaldi's banks are float32 in either case (1e-4 of a weight, above), which a band's logarithm shows.
+    for dtype in (torch.float64, torch.float32):
+        np.testing.assert_allclose(found, efficientats(waveform, dtype), atol=1e-3)
+    np.testing.assert_allclose(found[:, 56:], np.log(1e-5), atol=1e-5)  # silence
+    normalised = (found - encoders.EfficientAT.mean) / encoders.EfficientAT.std
+    np.testing.assert_allclose(normalised, (found + 4.5) / 5, rtol=1e-6)
 
 
 def vggish_in_float64(waveform: NDArray[np.float32]) -> NDArray[np.float64]:

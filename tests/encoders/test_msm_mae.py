@@ -61,5 +61,30 @@ def test_windows_hold_whole_units() -> None:
     assert MSMMAE().windows.frames == 5 * 208
     assert MSMMAE(512).windows.frames == 2 * 512
     assert MSMMAE.first_frame_centre_ms == sum(10 * t for t in range(16)) / 16
-    with pytest.raises(ValueError, match="100 frames"):
-        MSMMAE(100)
+    assert MSMMAE(2048).windows.frames == 2048
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [
+        ({"unit_frames": 100}, "100 frames"),
+        ({"width": 64, "heads": 3}, "A width of 64 is no whole number of 3 heads"),
+        ({"width": 18, "heads": 3}, "A width of 18 is no multiple of 4"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(sizes: dict[str, int], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        MSMMAE(**sizes)
+
+
+def test_a_narrow_one_is_timms_of_that_size() -> None:
+    encoder = trained_looking(MSMMAE(unit_frames=32, width=24, depth=1, heads=3))
+    assert isinstance(encoder, MSMMAE)
+    reference = VisionTransformer(
+        img_size=(80, 32), patch_size=16, in_chans=1, num_classes=0, embed_dim=24, depth=1, num_heads=3
+    )
+    reference.load_state_dict(encoder.state_dict())
+    x = torch.randn(2, 1, 80, 32)
+    patches = reference.eval().forward_features(x)[:, 1:]
+    expected = torch.cat([patches[:, 2 * f : 2 * f + 2] for f in range(5)], dim=2)
+    torch.testing.assert_close(encoder(x), expected, rtol=1e-4, atol=1e-4)

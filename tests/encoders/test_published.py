@@ -9,12 +9,14 @@ from transformers import ASTConfig, ASTForAudioClassification
 
 import encoders
 from encoders.cnn14 import CNN14
-from encoders.published import WrongWeightsError, load_published, plain_byola_key
+from encoders.efficientat import EfficientAT, EfficientATTags
+from encoders.published import WrongWeightsError, _width, load_published, plain_byola_key
 
 from ..published_files import (
     SMALL_CHANNELS,
     ast_shapes,
     cnn14_file,
+    efficientat_shapes,
     hugging_face,
     msm_mae_file,
     tensors,
@@ -113,6 +115,57 @@ def test_asts_tags_read_the_plain_embedding(monkeypatch: pytest.MonkeyPatch) -> 
     normal = normal * state["mlp_head.0.weight"] + state["mlp_head.0.bias"]
     expected = state["mlp_head.1.weight"] @ normal + state["mlp_head.1.bias"]
     torch.testing.assert_close(tags(vector), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [0.2, 0.4])
+def test_the_width_of_efficientat_is_told_from_its_shapes(width: float) -> None:
+    file = tensors(efficientat_shapes(width))
+    found = load_published("efficientat", file)
+    assert found.parameters == {"width": width}
+    assert not found.ignored
+    state = found.encoder.state_dict()
+    assert torch.equal(
+        state["features.11.block.2.fc2.bias"], file["features.11.block.2.conc_se_layers.0.fc2.bias"]
+    )
+    assert torch.equal(state["features.1.block.1.1.running_var"], file["features.1.block.1.1.running_var"])
+    assert found.tags is not None
+    assert torch.equal(found.tags.state_dict()["hidden.weight"], file["classifier.2.weight"])
+    assert torch.equal(found.tags.state_dict()["linear.bias"], file["classifier.5.bias"])
+
+
+@pytest.mark.parametrize("width", [0.1, 0.5, 0.65, 0.725, 1.0, 2.0, 3.0, 4.0])
+def test_any_width_is_told_to_the_thousandth_where_it_matters(width: float) -> None:
+    with torch.device("meta"):
+        encoder, tags = EfficientAT(width), EfficientATTags(width)
+    state = {key: value.shape for key, value in encoder.state_dict().items()}
+    state |= {f"tags.{key}": value.shape for key, value in tags.state_dict().items()}
+    assert _width({key: torch.empty(shape, device="meta") for key, shape in state.items()}) == width
+
+
+def test_fused_efficientat_leaves_its_tags_aside() -> None:
+    found = load_published("efficientat", tensors(efficientat_shapes()), fuse=(9, 15))
+    assert found.parameters == {"width": 0.2, "fuse": (9, 15)}
+    assert found.tags is None
+    assert found.ignored["tags.hidden.weight"] == "reads tags from the plain embedding, not from fused layers"
+    assert {key.split(".")[0] for key in found.ignored} == {"tags", "features"}
+
+
+def test_what_does_not_fit_a_width_is_told_by_its_name() -> None:
+    file = tensors(efficientat_shapes())
+    with pytest.raises(
+        WrongWeightsError, match=r"features\.9\.block\.0\.0\.weight has the shape \[44, 16, 1, 1\]"
+    ):
+        load_published("efficientat", file | {"features.9.block.0.0.weight": torch.zeros(44, 16, 1, 1)})
+    with pytest.raises(WrongWeightsError, match="a multiple of 8: 12 belong to no width"):
+        load_published("efficientat", file | {"classifier.2.bias": torch.zeros(12)})
+    del file["features.16.1.running_mean"]
+    with pytest.raises(
+        WrongWeightsError, match=r"looks like EfficientAT, but it lacks features\.16\.1\.running"
+    ):
+        load_published("efficientat", file)
+    images = {"features.0.0.weight": torch.zeros(1), "features.1.block.0.0.weight": torch.zeros(1)}
+    with pytest.raises(WrongWeightsError, match="another MobileNet, not EfficientAT"):
+        load_published("efficientat", images)
 
 
 @pytest.mark.parametrize(("columns", "unit_frames"), [(13, 208), (32, 512)])

@@ -18,13 +18,16 @@ import hear
 from hear import Served
 from model_export.clips import FIXTURES, read_clips
 from model_export.export import About, export
-from model_export.weights import Trained
-from service.audio import decode
+from model_export.sources.trained import Trained
 from service.errors import ModelFolderError
-from service.model import Model
-from service.windows import embed
+from service.inference.model import Model
+from service.inference.windows import embed
+from service.sound.audio import decode
 
 from ..published_files import CASES
+
+# HEAR knows 16, 22.05, 44.1 and 48 kHz: its evaluation cannot feed a model of 32 kHz (docs/hear.md).
+AT_32_KHZ = {"efficientat", "efficientat-9-15"}
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "models" / "byola"
@@ -95,7 +98,7 @@ def test_hears_validator_warns_of_frames_longer_than_50_ms_and_of_nothing_else(f
     assert "less than or equal to 50ms" in done.stderr
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case not in AT_32_KHZ])
 def test_hears_validator_finds_every_encoder_good(
     case: str,
     imported: Callable[[str], Path],

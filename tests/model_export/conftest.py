@@ -13,7 +13,7 @@ import encoders
 from encoders import Encoder
 from model_export.clips import FIXTURES, read_clips
 from model_export.export import About
-from model_export.weights import Trained
+from model_export.sources.trained import Trained
 
 MEAN, STD = -9.0, 5.0
 SMALL: dict[str, dict[str, int]] = {

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from model_export.clips import FIXTURES
 from model_export.errors import ExportError
 from model_export.export import add_self_test, export
+from model_export.sources.trained import Trained
 from model_export.verify import cosines, distance, torch_embedding
-from model_export.weights import Trained
-from service.audio import decode
-from service.model import Model, load_card, write_card
-from service.windows import embed
+from service.inference.card import load_card, write_card
+from service.inference.model import Model
+from service.inference.windows import embed
+from service.sound.audio import decode
 
 from .conftest import ABOUT, MEAN, STD, random_encoder, random_trained
 

@@ -6,9 +6,10 @@ import torch
 
 from model_export.__main__ import main
 from model_export.clips import FIXTURES
-from service.model import Model, load_card
-
-from .test_published import published_state
+from service.inference.card import load_card
+from service.inference.model import Model
+from tests.model_export.own_graphs import LOGMEL, patch_graph, write_own
+from tests.model_export.sources.test_published_byola import published_state
 
 
 def test_a_run_becomes_a_folder_that_is_served(
@@ -79,3 +80,35 @@ def test_int8_without_clips_to_calibrate_with_is_refused(
     assert main(["export", "--run", str(make_run()), "--out", str(tmp_path / "a"), "--int8"]) == 1
     assert "--int8 needs --calibration" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
+
+
+def test_a_graph_that_somebody_brings_becomes_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = '\n[scores]\noutput = "scores"\nlabels = "names.csv"\n'
+    graph, describe = write_own(tmp_path, patch_graph(batch=1), LOGMEL + scores)
+    words = ["import", "--encoder", "onnx", "--graph", str(graph), "--out", str(tmp_path / "own")]
+    assert main(words) == 1
+    assert "--encoder onnx needs --graph FILE.onnx and --describe FILE.toml" in capsys.readouterr().err
+    words += ["--describe", str(describe)]
+    assert main([*words, "--mean", "-9", "--fuse", "1,2"]) == 1
+    assert "--mean, --fuse: with --encoder onnx the description tells that" in capsys.readouterr().err
+    assert main(words) == 1
+    assert "names.csv cannot be read" in capsys.readouterr().err
+    (tmp_path / "table.txt").write_text("one\ntwo\nthree\n")
+    assert main([*words, "--labels", str(tmp_path / "table.txt")]) == 0
+    said = capsys.readouterr().out
+    assert "the graph as it was brought and the served graph differ by" in said
+    assert "Runs one clip at a time: its graph takes one clip at a time." in said
+    card = load_card(tmp_path / "own")
+    assert (card.licence, card.batching, card.training["weights_file"]) == ("CC0-1.0", "alone", "own.onnx")
+    assert card.limitations.endswith("Runs one clip at a time: its graph takes one clip at a time.")
+    assert Model.load(tmp_path / "own", device="cpu").heads["scores"].labels == ("one", "two", "three")
+
+
+def test_a_graph_and_a_description_are_of_their_encoder_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["import", "--encoder", "logmel-stats", "--graph", "a.onnx", "--out", str(tmp_path / "a")]
+    assert main(words) == 1
+    assert "--graph and --describe are of --encoder onnx" in capsys.readouterr().err

@@ -4,8 +4,6 @@ Two 3x3 convolutions with 2x2 pooling in between, as in BYOL-A 2022, but 4 chann
 stride 4, a receptive field of one output frame to each side, masks by `n_frames`.
 """
 
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,14 +11,21 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import uvicorn
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from service.app import create_app
-from service.model import Card, Model, sha256_of, write_card
-from service.protocol import Protocol
+from service.http.app import create_app
+from service.inference.card import (
+    PROJECTION_FILE,
+    Card,
+    ProjectionFacts,
+    load_card,
+    sha256_of,
+    write_card,
+)
+from service.inference.model import Model
 from service.settings import Settings
+from tests.service.servers import in_thread, url_of
 
 N_MELS, CHANNELS, D = 16, 4, 16
 N_FFT, HOP = 512, 160
@@ -43,6 +48,14 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of one model, `toy`, with the heads `pets` (multiclass) and `moods` (multilabel)."""
     folder = tmp_path_factory.mktemp("models")
     write_toy(folder / "toy")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def projected_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a `toy` with a projection: 8 of its 16 axes."""
+    folder = tmp_path_factory.mktemp("projected")
+    write_toy_projection(write_toy(folder / "toy"))
     return folder
 
 
@@ -98,6 +111,26 @@ def write_toy(folder: Path, **changes: object) -> Path:
         "files": {name: sha256_of(folder / name) for name in files},
     }
     write_card(folder, Card.model_validate(card | changes))
+    return folder
+
+
+def write_toy_projection(folder: Path) -> Path:
+    """Adds projection.safetensors to a toy folder: 8 of 16 axes, whitening."""
+    random = np.random.default_rng(3)
+    axes, _ = np.linalg.qr(random.normal(size=(D, D)))
+    tensors = {
+        "centre": random.uniform(1, 3, size=D).astype(np.float32),
+        "rotation": axes[:8].astype(np.float16),
+        "scales": np.geomspace(1, 3, 8).astype(np.float32),
+        "rest": np.array([4], dtype=np.float32),
+    }
+    save_file(tensors, folder / PROJECTION_FILE)
+    card = load_card(folder)
+    facts = ProjectionFacts(
+        components=8, shrinkage=0.1, data="random numbers", clips=9, hours=0.1, precision="float32"
+    )
+    files = card.files | {PROJECTION_FILE: sha256_of(folder / PROJECTION_FILE)}
+    write_card(folder, card.model_copy(update={"files": files, "projection": facts}))
     return folder
 
 
@@ -220,17 +253,8 @@ def serve(models_dir: Path) -> Serve:
     def serving(**settings: object) -> Iterator[str]:
         own = {"models_dir": models_dir, "model": "toy", "device": "cpu", "threads": 2} | settings
         app = create_app(Settings.model_validate(own))
-        server = uvicorn.Server(uvicorn.Config(app, port=0, ws="none", log_config=None, http=Protocol))
-        thread = threading.Thread(target=server.run, name="server")
-        thread.start()
-        while not server.started and thread.is_alive():
-            time.sleep(0.005)
-        try:
-            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(10)
-            assert not thread.is_alive()
+        with in_thread(app) as server:
+            yield url_of(server)
 
     return serving
 

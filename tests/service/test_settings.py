@@ -8,6 +8,37 @@ from pydantic import ValidationError
 from service.settings import DOCS, Settings, settings_page, unknown_variables
 
 
+@pytest.mark.parametrize(
+    ("origin", "reason"),
+    [
+        ("https://a.example/", "without a slash"),
+        ("https://a.example/page", "without a slash"),
+        ("a.example", "scheme://host is missing"),
+        ("https://", "scheme://host is missing"),
+        ("https://*.a.example", "for no part of one"),
+        ("https://A.example", "small letters"),
+        ("https://a.example:443", "the usual port"),
+        ("http://a.example:80", "the usual port"),
+        ("https://user@a.example", "more than scheme"),
+    ],
+)
+def test_an_origin_that_no_page_can_have_is_refused_with_a_sentence(origin: str, reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        Settings(cors_origins=f"https://fine.example, {origin}")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "null", "https://a.example", "http://localhost:3000", "https://[::1]:8443", "tauri://localhost"],
+)
+def test_an_origin_as_browsers_send_it_is_taken(origin: str) -> None:
+    assert Settings(cors_origins=origin).cors_origins == (origin,)  # type: ignore[arg-type]
+
+
+def test_connections_are_kept_longer_than_by_the_usual_proxies() -> None:
+    assert Settings().keep_alive_s > 120  # Caddy's, the longest but for Google's
+
+
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIOLA_PORT", "9000")
     monkeypatch.setenv("VIOLA_MODELS_DIR", "/srv/models")

@@ -4,15 +4,18 @@ import csv
 import math
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.io.wavfile
 from numpy.typing import NDArray
 
-from service.audio import decode
+from service.sound.audio import decode
 from training import clips as clips_module
 from training.clips import (
     Clips,
@@ -21,6 +24,7 @@ from training.clips import (
     epoch_order,
     find_audio,
     load_clips,
+    samples_or_reason,
     write_whole,
 )
 
@@ -58,6 +62,18 @@ def write_wav(path: Path, seconds: float = 0.1, amplitude: float = 0.5) -> Path:
 
 
 # Finding and decoding
+
+
+def test_a_name_that_is_no_utf_8_is_decoded_like_any_other(tmp_path: Path) -> None:
+    try:
+        write_wav(tmp_path / os.fsdecode(b"caf\xe9.wav"))
+        (tmp_path / os.fsdecode(b"t\xebxt.wav")).write_text("no sound")
+    except OSError:
+        pytest.skip("this file system knows only UTF-8")
+    for _ in range(2):  # the second time from the cache
+        clips = load_clips(find_audio(tmp_path), sample_rate=RATE, cache=tmp_path / "cache")
+        assert len(clips) == 1
+        assert [os.fsencode(Path(each.path).name) for each in clips.unreadable] == [b"t\xebxt.wav"]
 
 
 def test_a_folder_gives_every_sound_below_it(tmp_path: Path) -> None:
@@ -221,6 +237,46 @@ def test_the_samples_stay_on_the_disk(clips: Clips) -> None:
     assert isinstance(clips.samples, np.memmap)
 
 
+def test_a_corpus_that_is_larger_than_a_shard_lies_in_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [write_wav(tmp_path / f"{i}.wav", (100.5 + i) / RATE) for i in range(5)]
+    paths.insert(3, tmp_path / "gone.wav")
+    whole = load_clips(paths, sample_rate=RATE, cache=tmp_path / "one")
+    monkeypatch.setattr("training.clips.SHARD_BYTES", 401)  # of 202, 204, 206, ... bytes
+    clips = load_clips(paths, sample_rate=RATE, cache=tmp_path / "several")
+    sizes = sorted(path.stat().st_size for path in (tmp_path / "several").glob("*.i16"))
+    assert sizes == [208, 200 + 202, 204 + 206]
+    assert [item.path for item in clips.unreadable] == [str(tmp_path / "gone.wav")]
+    assert clips.lengths.tolist() == whole.lengths.tolist()
+    for clip in range(5):
+        for start, length in ((0, 1000), (30, 20), (99, 1)):
+            assert np.array_equal(clips.segment(clip, start, length), whole.segment(clip, start, length))
+
+
+def test_decoding_that_was_stopped_goes_on_behind_the_last_whole_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [write_wav(tmp_path / f"{i}.wav", 100.5 / RATE) for i in range(5)]
+    monkeypatch.setattr("training.clips.SHARD_BYTES", 400)  # two clips
+    monkeypatch.setattr("training.clips.AHEAD", 1)
+    read: list[str] = []
+
+    def reading(path: Path, sample_rate: int) -> Any:
+        read.append(path.name)
+        if len(read) == 4:
+            raise KeyboardInterrupt
+        return samples_or_reason(path, sample_rate)
+
+    monkeypatch.setattr("training.clips.samples_or_reason", reading)
+    with pytest.raises(KeyboardInterrupt):
+        load_clips(paths, sample_rate=RATE, cache=tmp_path / "cache")
+    clips = load_clips(paths, sample_rate=RATE, cache=tmp_path / "cache")
+    assert read == ["0.wav", "1.wav", "2.wav", "3.wav", "2.wav", "3.wav", "4.wav"]
+    assert clips.lengths.tolist() == [100] * 5
+    assert not list((tmp_path / "cache").glob("*.decoded"))
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "state"
     write_whole(path, b"old")
@@ -322,3 +378,15 @@ def test_the_streams_of_draws_differ() -> None:
     seeds = [(42, name, number, rank) for name in names for number in range(3) for rank in range(2)]
     first = {int(np.random.default_rng(seed).integers(1 << 62)) for seed in seeds}
     assert len(first) == len(seeds)
+
+
+def test_sounds_are_decoded_on_a_system_without_file_locks(tmp_path: Path) -> None:
+    """Windows has no `fcntl`. Two runs that begin there at once decode the same sounds twice."""
+    program = (
+        "import sys; sys.modules['fcntl'] = None; from pathlib import Path; from training.clips import *\n"
+        "sound, cache = map(Path, sys.argv[1:])\n"
+        "for _ in range(2): print(len(load_clips([sound], sample_rate=16_000, cache=cache).samples))\n"
+    )
+    command = [sys.executable, "-c", program, str(write_wav(tmp_path / "a.wav")), str(tmp_path / "cache")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["1600", "1600"], done.stderr

@@ -8,9 +8,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from encoders.frontend import BYOLA, hann_window, mel_filterbank
-from service import logmel as served
-from service.audio import decode
+from encoders.frontend import BYOLA, EFFICIENTAT, Frontend, mel_filterbank, window_of
+from service.sound import logmel as served
+from service.sound.audio import decode
 from training.logmel import LogMel
 
 CLIPS = [
@@ -55,24 +55,16 @@ def test_the_log_mel_is_that_of_float64(logmel: LogMel, fixtures_dir: Path, name
     assert_agree(x[0, 0].numpy(), in_float64(waveform))
 
 
+@pytest.mark.parametrize("frontend", [BYOLA, EFFICIENTAT], ids=["byola", "efficientat"])
 @pytest.mark.parametrize("name", CLIPS)
-def test_the_log_mel_is_the_servers(logmel: LogMel, fixtures_dir: Path, name: str) -> None:
-    waveform = decode(fixtures_dir / name, sample_rate=16_000).samples
-    frontend = served.Frontend(
-        n_fft=BYOLA.n_fft,
-        win_length=BYOLA.win_length,
-        hop_length=BYOLA.hop_length,
-        n_mels=BYOLA.n_mels,
-        centred=True,
-        log="ln_add",
-        log_floor=BYOLA.log_floor,
-        f_min_hz=BYOLA.f_min_hz,
-        f_max_hz=BYOLA.f_max_hz,
-        mel_scale="slaney",
-        mel_norm="slaney",
-    )
-    server = served.LogMel(frontend, hann_window(BYOLA.win_length), mel_filterbank(BYOLA))
-    assert_agree(logmel(torch.from_numpy(waveform)[None])[0, 0].numpy(), server(waveform))
+def test_the_log_mel_is_the_servers(fixtures_dir: Path, name: str, frontend: Frontend) -> None:
+    waveform = decode(fixtures_dir / name, sample_rate=frontend.sample_rate).samples
+    numbers = {name: getattr(frontend, name) for name in served.Frontend.model_fields}
+    server = served.LogMel(served.Frontend(**numbers), window_of(frontend), mel_filterbank(frontend))
+    logmel = LogMel(frontend)
+    x = logmel(torch.from_numpy(waveform)[None])[0, 0].numpy()
+    assert x.shape[1] == logmel.frames(len(waveform))
+    assert_agree(x, server(waveform))
 
 
 def test_silence_is_the_logarithm_of_the_floor(logmel: LogMel) -> None:

@@ -181,3 +181,68 @@ def test_training_keeps_the_threads_that_torch_found() -> None:
     )
     found, kept = done.stdout.split()
     assert found == kept
+
+
+# Distillation
+
+
+def test_the_command_distil_teaches_reports_and_resumes(
+    distil_command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = distil_command(tmp_path / "run")[3:]
+    assert main([*line, "--stop-after", "3"]) == 0
+    said = capsys.readouterr().err
+    assert "toy 1 teaches its 16 numbers and the tags of moods." in said
+    assert "3/12" in said
+    plain = [word for i, word in enumerate(line) if "--set" not in (word, line[i - 1])]
+    assert main([*plain, "--resume", "--stop-after", "2"]) == 0
+    assert "5/12" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--set", "distil.keep_weight=0.6"], "distil.keep_weight = 0.6 keeps what the start knew: say with"),
+        (["--set", "distil.temperature=2"], "There is no key 'distil.temperature'"),
+        (["--teacher-head", "birds"], "No teacher has a head 'birds': the heads are moods, pets."),
+        (["--set", "data.segment_s=0.03"], "data.segment_s = 0.03 is too short"),
+        (["--set", "distil.byol_weight=0.5"], "needs the sections [augmentation] and [byol]"),
+        (["--set", "waveform.gain_db=[6, -6]"], "waveform.gain_db must be the smaller number"),
+        (["--set", "waveform.mix_share=1.5"], "waveform.mix_share must be 0 or more and at most 1"),
+        (["--set", "waveform.gain_db=[-6, inf]"], "must be a finite number of decibels"),
+    ],
+)
+def test_what_distil_cannot_do_is_said(
+    words: list[str],
+    sentence: str,
+    distil_command: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert sentence in sentence_of([*distil_command(tmp_path / "run")[3:], *words], capsys)
+
+
+def test_each_method_has_its_command(
+    command: Command, distil_command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = command(tmp_path / "run", "--recipe", "distil", overrides=())[3:]
+    assert "The recipe's method is [distil]: run it with `distil --teacher" in sentence_of(line, capsys)
+    line = distil_command(tmp_path / "run")[3:]
+    line = [word for i, word in enumerate(line) if "--set" not in (word, line[i - 1])]
+    assert "The recipe has no [distil]" in sentence_of([*line, "--recipe", "byola-2022"], capsys)
+
+
+def test_a_teacher_whose_licence_forbids_something_is_told(
+    distil_command: Command,
+    make_teacher: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = distil_command(tmp_path / "run", "--stop-after", "1")[3:]
+    folder = make_teacher(tmp_path / "toy", licence="CC-BY-NC-4.0")
+    line[line.index("--teacher") + 1] = str(folder)
+    assert main(line) == 0
+    told = "The licence of the teacher toy (CC-BY-NC-4.0) restricts what is made with it"
+    assert told in capsys.readouterr().err
+    (teacher,) = json.loads((tmp_path / "run" / "data.json").read_text())["teachers"]
+    assert teacher["restriction"].startswith(told)

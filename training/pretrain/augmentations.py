@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from .recipe import AugmentationRecipe
+from training.pretrain.recipe import AugmentationRecipe
 
 EPS = torch.finfo(torch.float32).eps
 CUBIC = -0.75  # the coefficient of the bicubic kernel in PyTorch's interpolate

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders import Encoder
-
-from .method import Projected, Step
+from training.pretrain.method import Projected, Step
 
 
 def mlp(in_size: int, hidden_size: int, out_size: int) -> nn.Sequential:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders import Encoder
-
-from .method import Projected, Step
+from training.pretrain.method import Projected, Step
 
 SIMILARITY_STD = 0.05  # of the normal distribution that W starts from, as in the authors' code
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from .clips import write_whole
+from training.clips import write_whole
 
 
 class RunLog:
@@ -94,11 +94,14 @@ class Clock:
         if self.active:
             self.laps[name] = self.now() - self.began - sum(self.laps.values())
 
-    def speed(self, segments: int) -> dict[str, float]:
-        """Of a step of so many segments, with the share of its time in the laps "wait" and "data"."""
+    def speed(self, segments: int, teachers_share_of_wait: float = 0.0) -> dict[str, float]:
+        """Of a step of so many segments, with the share of its time in the laps "wait" and "data"; of a wait
+        for teachers, whose networks are no data, their part is told apart."""
         seconds = sum(self.laps.values())
-        data_s = self.laps["wait"] + self.laps["data"]
-        return {"segments_per_s": segments / seconds, "data_share": data_s / seconds}
+        teachers_s = self.laps["wait"] * teachers_share_of_wait
+        data_s = self.laps["wait"] + self.laps["data"] - teachers_s
+        speed = {"segments_per_s": segments / seconds, "data_share": data_s / seconds}
+        return speed | ({"teachers_share": teachers_s / seconds} if teachers_share_of_wait else {})
 
 
 def embedding_std(embedding: Tensor) -> float:

@@ -1,6 +1,7 @@
 """Weights to begin with instead of random ones: a run or a model folder in, a new run's weights out.
 
-    runs/<run>/checkpoint.pt   encoder, projector and what else its method has; the optimiser starts afresh
+    runs/<run>/checkpoint.pt   encoder, projector and what else its method has; the optimiser starts afresh.
+                               Of a distillation by other teachers the encoder alone
     models/<name>/encoder.onnx the encoder alone, in float32; the rest of the method is random
 
 The statistics stay those that the weights were trained with: another mean and std would show the encoder
@@ -17,20 +18,26 @@ from torch import Tensor, nn
 
 from encoders import Encoder
 from encoders.blocks import MODULES_PER_BLOCK
+from encoders.efficientat import EfficientAT
+from encoders.msm_mae import MSMMAE
 from service.errors import ModelFolderError
-from service.model import check_files, load_card
-
-from . import checkpoint
-from .byol import BYOL
-from .checkpoint import CheckpointError
-from .cola import COLA
-from .plan import Statistics
-from .recipe import Recipe, as_tables, method_of
+from service.inference.card import check_files, load_card
+from training.pretrain import checkpoint
+from training.pretrain.byol import BYOL
+from training.pretrain.checkpoint import CheckpointError
+from training.pretrain.cola import COLA
+from training.pretrain.distil import Distil
+from training.pretrain.msm_mae import MaskedAutoencoder
+from training.pretrain.recipe import Recipe, as_tables, method_of
+from training.pretrain.sampler import Statistics
 
 GRAPH = "encoder.onnx"
+ENCODER = "online.encoder."  # in the names of a method's weights
+
+Method = BYOL | COLA | MaskedAutoencoder | Distil
 
 
-def start_from(folder: Path, model: BYOL | COLA, recipe: Recipe, x: Tensor) -> tuple[Statistics, str]:
+def start_from(folder: Path, model: Method, recipe: Recipe, x: Tensor) -> tuple[Statistics, str]:
     """Put the folder's weights into `model`; returns its statistics and a sentence on what it is.
 
     x: (B, 1, F, T) unnormalised log-mels of the new run's sounds, by which a folded batch normalisation is
@@ -46,7 +53,7 @@ def start_from(folder: Path, model: BYOL | COLA, recipe: Recipe, x: Tensor) -> t
 
 
 def _start_from_run(
-    state: dict[str, Any], folder: Path, model: BYOL | COLA, recipe: Recipe
+    state: dict[str, Any], folder: Path, model: Method, recipe: Recipe
 ) -> tuple[Statistics, str]:
     _check_encoder(folder, state["recipe"]["encoder"]["name"], recipe.encoder.name)
     found, wanted = method_of(state["recipe"]), method_of(as_tables(recipe))
@@ -55,21 +62,41 @@ def _start_from_run(
             f"{folder} is a run of [{found}], the recipe's method is [{wanted}]: export the run, and begin "
             "with the model's folder."
         )
+    description = f"a run of {state['segments_seen']} segments"
+    weights: dict[str, Tensor] = state["model"]
+    network: nn.Module = model
+    if isinstance(model, Distil) and shapes(weights) != shapes(model.state_dict()):
+        network = model.online.encoder
+        weights = {
+            name.removeprefix(ENCODER): value for name, value in weights.items() if name.startswith(ENCODER)
+        }
+        description += ", its encoder alone: the rest of it belongs to other teachers or losses"
     try:
-        model.load_state_dict(state["model"])
+        network.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
             f"{folder}: its networks have other sizes than the recipe's: {error}"
         ) from error
-    return Statistics(**state["statistics"]), f"a run of {state['segments_seen']} segments"
+    return Statistics(**state["statistics"]), description
 
 
-def _start_from_model(folder: Path, model: BYOL | COLA, recipe: Recipe, x: Tensor) -> tuple[Statistics, str]:
+def shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items()}
+
+
+def _start_from_model(folder: Path, model: Method, recipe: Recipe, x: Tensor) -> tuple[Statistics, str]:
     card = load_card(folder)
     _check_encoder(folder, card.encoder.name, recipe.encoder.name)
-    statistics = fill_from_model(folder, model.online.encoder, x)
-    if isinstance(model, BYOL):
-        model.restart_target()
+    encoder = model.online.encoder
+    if isinstance(encoder, EfficientAT | MSMMAE):
+        raise CheckpointError(
+            f"{folder} holds a {card.encoder.name}, whose graph keeps no weights apart: begin with a run's "
+            "folder."
+        )
+    statistics = fill_from_model(folder, encoder, x)
+    byol = model.byol if isinstance(model, Distil) else model
+    if isinstance(byol, BYOL):
+        byol.restart_target()
     return statistics, f"the model {card.name} {card.version}, {GRAPH} with SHA-256 {card.files[GRAPH]}"
 
 

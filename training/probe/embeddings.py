@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import encoders
-from service.audio import decode
+from service.bulk.archives import source_of
+from service.bulk.offline import FileResult, embed_files
 from service.errors import ViolaError
-from service.model import Model
-from service.offline import embed_files
-
-from .clips import DataError
+from service.inference.model import Model
+from service.sound.audio import decode
+from training.clips import DataError
 
 Embed = Callable[[list[Path]], NDArray[np.float32]]
 Describe = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # a log-mel (n_mels, T) -> (D,)
@@ -29,15 +29,22 @@ def served(model: Model, *, workers: int = 1) -> Embed:
     """The pipeline that the server uses, without HTTP."""
 
     def embed(paths: list[Path]) -> NDArray[np.float32]:
-        results = embed_files(model, paths, workers=workers)
-        vectors = []
-        for result in tqdm(results, total=len(paths), desc="embed", unit="clip"):
-            if result.embedding is None:
-                raise DataError(f"{result.path} cannot be embedded: {result.error}")
-            vectors.append(result.embedding)
-        return np.stack(vectors)
+        vectors = [result.embedding for result in served_results(model, paths, workers=workers)]
+        return np.stack([vector for vector in vectors if vector is not None])
 
     return embed
+
+
+def served_results(model: Model, paths: list[Path], *, workers: int = 1) -> list[FileResult]:
+    """The same with the seconds of each clip. Raises DataError where one cannot be embedded."""
+    results = []
+    for result in tqdm(
+        embed_files(model, paths, workers=workers), total=len(paths), desc="embed", unit="clip"
+    ):
+        if result.embedding is None:
+            raise DataError(f"{result.path} cannot be embedded: {result.error}")
+        results.append(result)
+    return results
 
 
 def described(model: Model, describe: Describe, *, name: str, workers: int = 2) -> Embed:
@@ -45,7 +52,7 @@ def described(model: Model, describe: Describe, *, name: str, workers: int = 2) 
 
     def one(path: Path) -> NDArray[np.float32]:
         try:
-            samples = decode(path, sample_rate=model.card.sample_rate).samples
+            samples = decode(source_of(path), sample_rate=model.card.sample_rate).samples
         except ViolaError as error:
             raise DataError(f"{path} cannot be embedded: {error}") from error
         return describe(model.logmel(samples))
@@ -69,7 +76,7 @@ def untrained(model: Model, *, seed: int = 0) -> Embed:
     """The model's own encoder with the weights it starts training from."""
     card = model.card
     torch.manual_seed(seed)
-    encoder = encoders.build(card.encoder.name, **card.encoder.parameters).eval()  # type: ignore[arg-type]
+    encoder = encoders.build_student(card.encoder.name, **card.encoder.parameters).eval()
     return described(
         model, partial(pooled, encoder, card.normalization.mean, card.normalization.std), name="untrained"
     )
@@ -77,7 +84,7 @@ def untrained(model: Model, *, seed: int = 0) -> Embed:
 
 @torch.inference_mode()
 def pooled(
-    encoder: encoders.Encoder, mean: float, std: float, logmel: NDArray[np.float32]
+    encoder: encoders.Student, mean: float, std: float, logmel: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """A log-mel (n_mels, T) through a torch encoder: (D,)."""
     x = (torch.from_numpy(logmel)[None, None] - mean) / std

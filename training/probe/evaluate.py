@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from .clips import write_whole
-from .labelled import LabelledTask, Split, splits_of
-from .linear import (
+from training.clips import write_whole
+from training.probe.labelled import LabelledTask, Split, splits_of
+from training.probe.linear import (
     LEARNING_RATE,
     MULTICLASS,
     Embeddings,

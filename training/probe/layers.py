@@ -28,20 +28,20 @@ from encoders.byola_layers import BYOLALayers, layer_sizes
 from encoders.contract import AnyEncoder
 from encoders.frontend import Frontend, mel_filterbank, window_of
 from encoders.published import WrongWeightsError, load_published
-from service import logmel as served
-from service.audio import decode
+from service.bulk.archives import source_of
 from service.errors import ViolaError
-from service.model import Windows, load_card
-from service.windows import split
-
-from . import checkpoint
-from .checkpoint import CheckpointError
-from .clips import DataError
-from .evaluate import Result, mean_of
-from .linear import Embeddings
-from .plan import Statistics
-from .recipe import recipe_of
-from .warm_start import fill_from_model
+from service.inference.card import Windows, load_card
+from service.inference.windows import split
+from service.sound import logmel as served
+from service.sound.audio import decode
+from training.clips import DataError
+from training.pretrain import checkpoint
+from training.pretrain.checkpoint import CheckpointError, why_unreadable
+from training.pretrain.recipe import BYOLARecipe, recipe_of
+from training.pretrain.sampler import Statistics
+from training.pretrain.warm_start import fill_from_model
+from training.probe.evaluate import Result, mean_of
+from training.probe.linear import Embeddings
 
 Evaluated = Callable[[tuple[str, ...]], list[Result]]  # names of vectors, put end to end -> a result per task
 
@@ -87,7 +87,12 @@ def _of_run(folder: Path) -> Probed:
     """Its average weights where the recipe keeps an average, as an export takes them."""
     state = checkpoint.load(folder)
     recipe = recipe_of(state["recipe"])
-    encoder = encoders.build(recipe.encoder.name, n_mels=recipe.encoder.n_mels, d=recipe.encoder.d)
+    if not isinstance(recipe.encoder, BYOLARecipe):
+        raise CheckpointError(
+            f"{folder} holds an {recipe.encoder.name}, whose layers are not told apart here: export it, with "
+            "--fuse where it may, and evaluate the model's folder."
+        )
+    encoder = encoders.build(**asdict(recipe.encoder))
     last = {
         key.removeprefix(ONLINE): value for key, value in state["model"].items() if key.startswith(ONLINE)
     }
@@ -125,15 +130,17 @@ def _published(source: Path, name: str, mean: float | None, std: float | None) -
             f"'{name}' has no layers to probe: there are {able}; BYOL-A from a run or a model."
         )
     try:
-        encoder = load_published(name, _read(source), fuse=numbers).encoder
+        published = load_published(name, _read(source), fuse=numbers)
     except WrongWeightsError as error:
         raise CheckpointError(f"{source}: {error}") from error
+    encoder = published.encoder
     mean = getattr(encoder, "mean", None) if mean is None else mean
     std = getattr(encoder, "std", None) if std is None else std
     if mean is None or std is None:
         raise CheckpointError(f"{name} does not say how its log-mels are normalised: give --mean and --std.")
     with torch.device("meta"):
-        sizes = {number: build_any(name, fuse=(number,)).embedding_size for number in numbers}
+        of_one = [build_any(name, **{**published.parameters, "fuse": (number,)}) for number in numbers]
+    sizes = {number: each.embedding_size for number, each in zip(numbers, of_one, strict=True)}
     return Probed(name, encoder, sizes, None, mean, std)
 
 
@@ -145,7 +152,9 @@ def _read(source: Path) -> Any:
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no class for what can be wrong with a file
-        raise CheckpointError(f"{source} cannot be read as a file of torch.save: {error}") from error
+        raise CheckpointError(
+            f"{source} cannot be read as a file of torch.save: {why_unreadable(error)}"
+        ) from error
 
 
 # Its layers' vectors
@@ -156,7 +165,9 @@ def embed_layers(
 ) -> dict[Path, dict[str, Embeddings]]:
     """For every path, the vector (D,) of each layer: of `#1`, `#2`, … and of the encoder's own output."""
     unique = list(dict.fromkeys(paths))
-    one = partial(_embed, probed, log_mel_of(probed.layers.frontend))
+    frontend = probed.layers.frontend
+    assert isinstance(frontend, Frontend)  # a run's encoder hears a log-mel
+    one = partial(_embed, probed, log_mel_of(frontend))
     with ThreadPoolExecutor(workers) as pool:
         vectors = tqdm(pool.map(one, unique), total=len(unique), desc="embed", unit="clip")
         return dict(zip(unique, vectors, strict=True))
@@ -172,7 +183,7 @@ def log_mel_of(frontend: Frontend) -> served.LogMel:
 def _embed(probed: Probed, log_mel: served.LogMel, path: Path) -> dict[str, Embeddings]:
     frontend = probed.layers.frontend
     try:
-        samples = decode(path, sample_rate=frontend.sample_rate).samples
+        samples = decode(source_of(path), sample_rate=frontend.sample_rate).samples
     except ViolaError as error:
         raise DataError(f"{path} cannot be embedded: {error}") from error
     missing = frontend.samples_for(probed.layers.windows.min_frames) - len(samples)

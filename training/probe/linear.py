@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
+from service.inference.heads import Hidden
+
 MULTICLASS, MULTILABEL = "multiclass", "multilabel"
 MAX_EPOCHS = 200
 PATIENCE = 20  # epochs without improvement; a tie counts as one
@@ -28,7 +30,10 @@ Targets = NDArray[np.int64] | NDArray[np.float32]
 
 @dataclass(frozen=True)
 class LinearHead:
-    """logits = ((embedding - mean) / std) @ weight.T + bias; scores are their softmax or sigmoid."""
+    """logits = ((embedding - mean) / std) @ weight.T + bias; scores are their softmax or sigmoid.
+
+    With a hidden layer its H numbers stand for the embedding, and H for D.
+    """
 
     mean: Embeddings  # (D,)
     std: Embeddings  # (D,)
@@ -36,10 +41,16 @@ class LinearHead:
     bias: Embeddings  # (C,)
     task: str
     valid_metric: float
+    hidden: Hidden | None = None
+
+    def scaled(self, embeddings: Embeddings) -> Embeddings:
+        """(n, D) -> (n, D): mean 0 and deviation 1 over what the head was trained on."""
+        numbers = self.hidden(embeddings) if self.hidden else embeddings
+        return np.divide(numbers - self.mean, self.std)
 
     def logits(self, embeddings: Embeddings) -> Embeddings:
         """(n, D) -> (n, C)."""
-        logits: Embeddings = np.divide(embeddings - self.mean, self.std) @ self.weight.T + self.bias
+        logits: Embeddings = self.scaled(embeddings) @ self.weight.T + self.bias
         return logits
 
     def metric(self, embeddings: Embeddings, targets: Targets) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
-from .linear import Embeddings
+from training.probe.linear import Embeddings
 
 MAX_POINTS = 2000  # of a t-SNE picture: beyond, a random part
 MAX_LEGEND = 20  # classes that a legend can name

@@ -16,8 +16,8 @@ from mlserver.context import model_context
 from mlserver.handlers import custom_handler
 from mlserver.types import InferenceRequest, InferenceResponse, RequestInput, ResponseOutput
 
+from benchmarks.harness.servers import free_port
 from benchmarks.peers.work import CORES, MAX_BATCH, Work, json_of, port_from
-from benchmarks.servers import free_port
 
 BATCH_TIME_S = 0.005
 

@@ -1,39 +1,63 @@
 """A server's address in, its routes as methods out: `Client` waits, `AsyncClient` is awaited.
 
-Both send a sound as the raw body, get numbers as base64, send again what may be sent again (retries.py), and
-raise the server's errors as exceptions (errors.py). They differ in how they wait, and in nothing else.
+Both send a sound as the raw body, get numbers as base64 (requests.py), send again what may be sent again
+(retries.py), and raise the server's errors as exceptions (errors.py). They differ in how they wait, and in
+nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sized,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import httpx
+import numpy as np
 
-from viola_client.errors import Unreachable, ViolaError, error_of
+from viola_client.errors import ViolaError
+from viola_client.live import Format, Heard, Piece, line_of, stream, stream_async
 from viola_client.progress import progress_bar
-from viola_client.results import Classification, Embedding, classification_of, embedding_of
+from viola_client.requests import (
+    MODELS,
+    Dtype,
+    Outcome,
+    Pooling,
+    Request,
+    Texts,
+    classify_request,
+    embed_request,
+    text_requests,
+    wait_s,
+)
+from viola_client.results import Array, Classification, Embedding
 from viola_client.retries import Retries
-from viola_client.sounds import Body, Sound, name_of
+from viola_client.sounds import Sound, name_of
+from viola_client.teaching import Done, Lesson, Steps, advance, forget_steps, heads_steps, teach_steps
 
-Dtype = Literal["float32", "float16"]
-Failed = ViolaError | OSError | ValueError  # a sound of many that could not be embedded, and why
 T = TypeVar("T")
-ItemErrors = (ViolaError, OSError, ValueError)
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 DEFAULT_URL = "http://localhost:8000"
-OCTETS = "application/octet-stream"
 
 
-class Client:
-    """api_key: where the server asks for one. timeout_s: of each attempt, from the end of the upload to the
-    answer. The client may be used by several threads."""
+class _Connected(Generic[Http]):
+    """What both clients are made with."""
+
+    _http_class: type[Http]
 
     def __init__(
         self,
@@ -43,8 +67,25 @@ class Client:
         timeout_s: float = 120.0,
         retries: Retries = Retries(),  # noqa: B008 - it is frozen
     ) -> None:
-        self._http = httpx.Client(**_options(url, api_key, timeout_s))
+        self._http: Http = self._http_class(
+            base_url=url,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx.Timeout(timeout_s, connect=10.0),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            mounts=_past_the_proxy(url),
+        )
         self._retries = retries
+        self._api_key = api_key
+
+
+class Client(_Connected[httpx.Client]):
+    """api_key: where the server asks for one. timeout_s: of each attempt, from the end of the upload to the
+    answer. The client may be used by several threads.
+
+    A proxy that the environment names (http_proxy, no_proxy) is used as httpx uses it, but never for this
+    machine: see `_past_the_proxy`."""
+
+    _http_class = httpx.Client
 
     def __enter__(self) -> Client:
         return self
@@ -66,15 +107,45 @@ class Client:
         frames: bool = False,
         window_s: float | None = None,
         hop_s: float | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        logmel_columns: int | None = None,
         dtype: Dtype = "float32",
     ) -> Embedding:
-        """A path, a file's bytes, or (samples, sample_rate) -> its embedding.
+        """A path, a file's bytes, an open file, or (samples, sample_rate) -> its embedding.
 
-        frames: also one vector per frame; window_s, hop_s: also one per window. Raises ViolaError; OSError
-        for a file that cannot be read; ValueError for samples that are no sound.
+        frames: also one vector per frame; window_s, hop_s: also one per window. normalize: vectors of unit
+        length around the centre of real sounds, so that unrelated ones have a cosine near 0; dimensions: the
+        same in so many numbers. logmel_columns: also a picture of the log-mel, of at most so many columns.
+        Raises ViolaError: SoundError for what is no sound or cannot be read, the server's errors for the
+        rest."""
+        request = embed_request(
+            sound,
+            dtype,
+            model=model,
+            frames=frames,
+            window_s=window_s,
+            hop_s=hop_s,
+            normalize=normalize,
+            dimensions=dimensions,
+            logmel_columns=logmel_columns,
+        )
+        return self._send(request)
+
+    def embed_text(
+        self,
+        texts: Texts,
+        *,
+        model: str | None = None,
+        normalize: bool | None = None,
+        dtype: Dtype = "float32",
+    ) -> Array:
+        """A text -> its vector (D,), or texts -> theirs (n, D): in the space of the model's sounds, where it
+        has a text tower. normalize: of unit length, as `embed` has them then, too. Raises ViolaError, and
+        TypeError for what are no texts.
         """
-        parameters = _embed_parameters(model, frames, window_s, hop_s, dtype)
-        return embedding_of(self._post("embed", sound, parameters), dtype)
+        requests = text_requests(texts, dtype, model=model, normalize=normalize)
+        return _joined(texts, [self._send(request) for request in requests])
 
     def classify(
         self,
@@ -82,71 +153,223 @@ class Client:
         *,
         model: str | None = None,
         head: str | None = None,
+        labels: Texts | None = None,
+        template: str | None = None,
         top_k: int | None = None,
         threshold: float | None = None,
+        pooling: Pooling | None = None,
+        min_known: float | None = None,
+        segments: bool = False,
+        begin: float | None = None,
+        end: float | None = None,
+        shortest_s: float | None = None,
+        gap_s: float | None = None,
         window_s: float | None = None,
         hop_s: float | None = None,
+        embedding: bool = False,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        logmel_columns: int | None = None,
     ) -> Classification:
-        """A sound -> its tags; with window_s also a timeline. Raises as `embed` does."""
-        parameters = _classify_parameters(model, head, top_k, threshold, window_s, hop_s)
-        return classification_of(self._post("classify", sound, parameters))
+        """A sound -> its tags; with window_s also a timeline. Raises as `embed` does.
+
+        labels: in words, in place of a head, where the model has a text tower; template: what each becomes
+        before it is compared, with {} in its place.
+        pooling: how the passages of a long sound make its tags, `max` or `mean`. segments: also from when to
+        when each label is heard; begin, end, shortest_s and gap_s say what counts as one. min_known: what is
+        less known to the head than this has no tags. embedding: also the sound's vector, as `embed` gives it
+        with the same normalize and dimensions. logmel_columns: as of `embed`.
+        """
+        request = classify_request(
+            sound,
+            model=model,
+            head=head,
+            labels=labels,
+            template=template,
+            top_k=top_k,
+            threshold=threshold,
+            pooling=pooling,
+            min_known=min_known,
+            segments=segments or None,
+            begin=begin,
+            end=end,
+            shortest_s=shortest_s,
+            gap_s=gap_s,
+            window_s=window_s,
+            hop_s=hop_s,
+            embedding="base64" if embedding else None,
+            normalize=normalize,
+            dimensions=dimensions,
+            logmel_columns=logmel_columns,
+        )
+        return self._send(request)
 
     def embed_many(
-        self, sounds: Sequence[Sound], *, concurrency: int = 8, progress: bool = False, **options: Any
-    ) -> Iterator[Embedding | Failed]:
-        """An embedding or an error for each sound, in their order; `options` are those of `embed`.
+        self, sounds: Iterable[Sound], *, concurrency: int = 8, progress: bool = False, **options: Any
+    ) -> Iterator[Embedding | ViolaError]:
+        """An embedding or an error for each sound, in their order, whatever the sound; `options` are those of
+        `embed`.
 
-        At most `concurrency` are on their way, and as many more wait to be taken.
+        At most `concurrency` are on their way, and as many more wait to be taken. `sounds` may be endless.
         """
         return self._many(lambda sound: self.embed(sound, **options), sounds, concurrency, progress)
 
     def classify_many(
-        self, sounds: Sequence[Sound], *, concurrency: int = 8, progress: bool = False, **options: Any
-    ) -> Iterator[Classification | Failed]:
+        self, sounds: Iterable[Sound], *, concurrency: int = 8, progress: bool = False, **options: Any
+    ) -> Iterator[Classification | ViolaError]:
         """As `embed_many`; `options` are those of `classify`."""
         return self._many(lambda sound: self.classify(sound, **options), sounds, concurrency, progress)
 
+    def stream(
+        self,
+        sounds: Iterable[Piece],
+        *,
+        rate: int | None = None,
+        channels: int = 1,
+        format: Format = "s16le",
+        model: str | None = None,
+        head: str | None = None,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        embeddings: bool = False,
+        min_known: float | None = None,
+        begin: float | None = None,
+        end: float | None = None,
+        shortest_s: float | None = None,
+        gap_s: float | None = None,
+        on_lag: Callable[[float], None] | None = None,
+    ) -> Iterator[Heard]:
+        """Pieces of a sound that need have no end -> a LiveWindow for each window, and an Event once it is
+        over, while the sound still comes.
+
+        A piece is bytes in the format, or samples (n,) or (n, channels): floats in [-1, 1] or int16. Without
+        window_s the windows are of a second, every half second. A connection that breaks is made again, where
+        the samples are raw, and the times go on by what was sent; what was on its way is lost. on_lag: called
+        with the seconds by which the server has fallen behind. Needs `viola-client[live]`.
+
+        Raises ViolaError, and what iterating over the sounds raises.
+        """
+        line = line_of(
+            str(self._http.base_url),
+            api_key=self._api_key,
+            rate=rate,
+            channels=channels,
+            format=format,
+            on_lag=on_lag,
+            options={
+                "model": model,
+                "head": head,
+                "window_s": window_s,
+                "hop_s": hop_s,
+                "top_k": top_k,
+                "threshold": threshold,
+                "embeddings": embeddings or None,
+                "min_known": min_known,
+                "begin": begin,
+                "end": end,
+                "shortest_s": shortest_s,
+                "gap_s": gap_s,
+            },
+        )
+        return stream(line, sounds, self._retries)
+
     def models(self) -> dict[str, Any]:
         """`default`, `models` (cards, heads and labels) and `refused`, as GET /models answers."""
-        return self._send(lambda: self._http.get("models"))
+        return self._send(MODELS)
+
+    def teach(
+        self,
+        head: str,
+        label: str | None,
+        sounds: Sound | Iterable[Sound],
+        *,
+        model: str | None = None,
+        fit: bool = True,
+    ) -> Lesson:
+        """Sounds of a label -> a head that is served at once, made where there is none; the lesson says how
+        good it is, and which sounds were refused. label: None for sounds that are none of the labels.
+
+        fit: whether the head is fitted at the end; leave it out while more labels come. Raises ViolaError.
+        """
+        return self._run(teach_steps(head, label, sounds, model=model, fit=fit))
+
+    def heads(self, *, model: str | None = None) -> list[dict[str, Any]]:
+        """What the model was taught, as GET /models/{name}/heads answers."""
+        return self._run(heads_steps(model))
+
+    def forget(
+        self, head: str, *, label: str | None = None, example: str | None = None, model: str | None = None
+    ) -> list[str]:
+        """Remove an example, all examples of a label, or the head; the ids of the examples that are gone. The
+        head is served as it is until it is fitted again."""
+        return self._run(forget_steps(head, label=label, example=example, model=model))
 
     def is_ready(self) -> bool:
         """Whether the server takes requests now; False where there is none."""
         try:
             return self._http.get("health/ready").status_code == httpx.codes.OK
-        except httpx.TransportError:
+        except httpx.RequestError:
             return False
 
-    def _post(self, route: str, sound: Sound, parameters: Mapping[str, str]) -> dict[str, Any]:
-        body = Body(sound)
-        headers = {"Content-Type": OCTETS, "Content-Length": str(body.length)}
-        return self._send(
-            lambda: self._http.post(route, params=parameters, content=body.chunks(), headers=headers)
-        )
-
-    def _send(self, request: Callable[[], httpx.Response]) -> dict[str, Any]:
-        attempt = 0
-        while True:
-            attempt += 1
+    def _run(self, steps: Steps[T]) -> T:
+        step = advance(steps, None)
+        while not isinstance(step, Done):
             try:
-                outcome: httpx.Response | httpx.TransportError = request()
-            except httpx.TransportError as error:
+                outcome: dict[str, Any] | ViolaError = self._send(step)
+            except ViolaError as error:
                 outcome = error
-            wait_s = _wait_s(self._retries, attempt, outcome)
-            if wait_s is None:
-                return _content(outcome)
-            time.sleep(wait_s)
+            step = advance(steps, outcome)
+        return step.result
+
+    def _send(self, request: Request[T]) -> T:
+        outcome, attempt = self._outcome(request), 1
+        while (seconds := wait_s(self._retries, attempt, outcome)) is not None:
+            time.sleep(seconds)
+            outcome, attempt = self._outcome(request), attempt + 1
+        return request.result(outcome)
+
+    def _outcome(self, request: Request[T]) -> Outcome:
+        if request.body is None:
+            return self._answer(request)
+        with request.body.open() as content:
+            return self._answer(request, content.chunks(), content.headers)
+
+    def _answer(
+        self,
+        request: Request[T],
+        content: Iterator[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Outcome:
+        try:
+            return self._http.request(
+                request.method, request.route, params=request.query, content=content, headers=headers
+            )
+        except httpx.RequestError as error:
+            return error
 
     def _many(
-        self, work: Callable[[Sound], T], sounds: Sequence[Sound], concurrency: int, progress: bool
-    ) -> Iterator[T | Failed]:
-        waiting: deque[Future[T | Failed]] = deque()
-        with ThreadPoolExecutor(concurrency) as threads, progress_bar(len(sounds), shown=progress) as done:
+        self, work: Callable[[Sound], T], sounds: Iterable[Sound], concurrency: int, progress: bool
+    ) -> Iterator[T | ViolaError]:
+        _check_many(sounds, concurrency)
+        waiting: deque[Future[T | ViolaError]] = deque()
+
+        def one(sound: Sound) -> T | ViolaError:
+            try:
+                return work(sound)
+            except ViolaError as error:
+                return _named(error, sound)
+
+        with (
+            ThreadPoolExecutor(concurrency) as threads,
+            progress_bar(_length_of(sounds), shown=progress) as done,
+        ):
             try:
                 for sound in sounds:
                     if len(waiting) == 2 * concurrency:
                         yield _taken(waiting, done)
-                    waiting.append(threads.submit(_outcome, work, sound))
+                    waiting.append(threads.submit(one, sound))
                 while waiting:
                     yield _taken(waiting, done)
             finally:  # a caller that stops half-way leaves nothing behind
@@ -154,19 +377,10 @@ class Client:
                     future.cancel()
 
 
-class AsyncClient:
+class AsyncClient(_Connected[httpx.AsyncClient]):
     """As `Client`, to be awaited."""
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 120.0,
-        retries: Retries = Retries(),  # noqa: B008 - it is frozen
-    ) -> None:
-        self._http = httpx.AsyncClient(**_options(url, api_key, timeout_s))
-        self._retries = retries
+    _http_class = httpx.AsyncClient
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -188,11 +402,37 @@ class AsyncClient:
         frames: bool = False,
         window_s: float | None = None,
         hop_s: float | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        logmel_columns: int | None = None,
         dtype: Dtype = "float32",
     ) -> Embedding:
         """As `Client.embed`."""
-        parameters = _embed_parameters(model, frames, window_s, hop_s, dtype)
-        return embedding_of(await self._post("embed", sound, parameters), dtype)
+        request = await asyncio.to_thread(
+            embed_request,
+            sound,
+            dtype,
+            model=model,
+            frames=frames,
+            window_s=window_s,
+            hop_s=hop_s,
+            normalize=normalize,
+            dimensions=dimensions,
+            logmel_columns=logmel_columns,
+        )
+        return await self._send(request)
+
+    async def embed_text(
+        self,
+        texts: Texts,
+        *,
+        model: str | None = None,
+        normalize: bool | None = None,
+        dtype: Dtype = "float32",
+    ) -> Array:
+        """As `Client.embed_text`."""
+        requests = text_requests(texts, dtype, model=model, normalize=normalize)
+        return _joined(texts, [await self._send(request) for request in requests])
 
     async def classify(
         self,
@@ -200,80 +440,196 @@ class AsyncClient:
         *,
         model: str | None = None,
         head: str | None = None,
+        labels: Texts | None = None,
+        template: str | None = None,
         top_k: int | None = None,
         threshold: float | None = None,
+        pooling: Pooling | None = None,
+        min_known: float | None = None,
+        segments: bool = False,
+        begin: float | None = None,
+        end: float | None = None,
+        shortest_s: float | None = None,
+        gap_s: float | None = None,
         window_s: float | None = None,
         hop_s: float | None = None,
+        embedding: bool = False,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        logmel_columns: int | None = None,
     ) -> Classification:
         """As `Client.classify`."""
-        parameters = _classify_parameters(model, head, top_k, threshold, window_s, hop_s)
-        return classification_of(await self._post("classify", sound, parameters))
+        request = await asyncio.to_thread(
+            classify_request,
+            sound,
+            model=model,
+            head=head,
+            labels=labels,
+            template=template,
+            top_k=top_k,
+            threshold=threshold,
+            pooling=pooling,
+            min_known=min_known,
+            segments=segments or None,
+            begin=begin,
+            end=end,
+            shortest_s=shortest_s,
+            gap_s=gap_s,
+            window_s=window_s,
+            hop_s=hop_s,
+            embedding="base64" if embedding else None,
+            normalize=normalize,
+            dimensions=dimensions,
+            logmel_columns=logmel_columns,
+        )
+        return await self._send(request)
 
     def embed_many(
-        self, sounds: Sequence[Sound], *, concurrency: int = 8, progress: bool = False, **options: Any
-    ) -> AsyncIterator[Embedding | Failed]:
+        self, sounds: Iterable[Sound], *, concurrency: int = 8, progress: bool = False, **options: Any
+    ) -> AsyncIterator[Embedding | ViolaError]:
         """As `Client.embed_many`: `async for outcome in client.embed_many(paths):`."""
-
-        async def work(sound: Sound) -> Embedding:
-            return await self.embed(sound, **options)
-
-        return self._many(work, sounds, concurrency, progress)
+        return self._many(lambda sound: self.embed(sound, **options), sounds, concurrency, progress)
 
     def classify_many(
-        self, sounds: Sequence[Sound], *, concurrency: int = 8, progress: bool = False, **options: Any
-    ) -> AsyncIterator[Classification | Failed]:
+        self, sounds: Iterable[Sound], *, concurrency: int = 8, progress: bool = False, **options: Any
+    ) -> AsyncIterator[Classification | ViolaError]:
         """As `Client.classify_many`."""
+        return self._many(lambda sound: self.classify(sound, **options), sounds, concurrency, progress)
 
-        async def work(sound: Sound) -> Classification:
-            return await self.classify(sound, **options)
-
-        return self._many(work, sounds, concurrency, progress)
+    def stream(
+        self,
+        sounds: AsyncIterable[Piece] | Iterable[Piece],
+        *,
+        rate: int | None = None,
+        channels: int = 1,
+        format: Format = "s16le",
+        model: str | None = None,
+        head: str | None = None,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        embeddings: bool = False,
+        min_known: float | None = None,
+        begin: float | None = None,
+        end: float | None = None,
+        shortest_s: float | None = None,
+        gap_s: float | None = None,
+        on_lag: Callable[[float], None] | None = None,
+    ) -> AsyncIterator[Heard]:
+        """As `Client.stream`: `async for heard in client.stream(sounds, rate=16_000):`."""
+        line = line_of(
+            str(self._http.base_url),
+            api_key=self._api_key,
+            rate=rate,
+            channels=channels,
+            format=format,
+            on_lag=on_lag,
+            options={
+                "model": model,
+                "head": head,
+                "window_s": window_s,
+                "hop_s": hop_s,
+                "top_k": top_k,
+                "threshold": threshold,
+                "embeddings": embeddings or None,
+                "min_known": min_known,
+                "begin": begin,
+                "end": end,
+                "shortest_s": shortest_s,
+                "gap_s": gap_s,
+            },
+        )
+        return stream_async(line, sounds, self._retries)
 
     async def models(self) -> dict[str, Any]:
         """As `Client.models`."""
-        return await self._send(lambda: self._http.get("models"))
+        return await self._send(MODELS)
+
+    async def teach(
+        self,
+        head: str,
+        label: str | None,
+        sounds: Sound | Iterable[Sound],
+        *,
+        model: str | None = None,
+        fit: bool = True,
+    ) -> Lesson:
+        """As `Client.teach`."""
+        return await self._run(teach_steps(head, label, sounds, model=model, fit=fit))
+
+    async def heads(self, *, model: str | None = None) -> list[dict[str, Any]]:
+        """As `Client.heads`."""
+        return await self._run(heads_steps(model))
+
+    async def forget(
+        self, head: str, *, label: str | None = None, example: str | None = None, model: str | None = None
+    ) -> list[str]:
+        """As `Client.forget`."""
+        return await self._run(forget_steps(head, label=label, example=example, model=model))
 
     async def is_ready(self) -> bool:
         """As `Client.is_ready`."""
         try:
             return (await self._http.get("health/ready")).status_code == httpx.codes.OK
-        except httpx.TransportError:
+        except httpx.RequestError:
             return False
 
-    async def _post(self, route: str, sound: Sound, parameters: Mapping[str, str]) -> dict[str, Any]:
-        body = Body(sound)
-        headers = {"Content-Type": OCTETS, "Content-Length": str(body.length)}
-        return await self._send(
-            lambda: self._http.post(route, params=parameters, content=body.async_chunks(), headers=headers)
-        )
-
-    async def _send(self, request: Callable[[], Any]) -> dict[str, Any]:
-        attempt = 0
-        while True:
-            attempt += 1
+    async def _run(self, steps: Steps[T]) -> T:
+        step = await asyncio.to_thread(advance, steps, None)
+        while not isinstance(step, Done):
             try:
-                outcome: httpx.Response | httpx.TransportError = await request()
-            except httpx.TransportError as error:
+                outcome: dict[str, Any] | ViolaError = await self._send(step)
+            except ViolaError as error:
                 outcome = error
-            wait_s = _wait_s(self._retries, attempt, outcome)
-            if wait_s is None:
-                return _content(outcome)
-            await asyncio.sleep(wait_s)
+            step = await asyncio.to_thread(advance, steps, outcome)
+        return step.result
+
+    async def _send(self, request: Request[T]) -> T:
+        outcome, attempt = await self._outcome(request), 1
+        while (seconds := wait_s(self._retries, attempt, outcome)) is not None:
+            await asyncio.sleep(seconds)
+            outcome, attempt = await self._outcome(request), attempt + 1
+        return request.result(outcome)
+
+    async def _outcome(self, request: Request[T]) -> Outcome:
+        if request.body is None:
+            return await self._answer(request)
+        with await asyncio.to_thread(request.body.open) as content:
+            return await self._answer(request, content.async_chunks(), content.headers)
+
+    async def _answer(
+        self,
+        request: Request[T],
+        content: AsyncIterator[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Outcome:
+        try:
+            return await self._http.request(
+                request.method, request.route, params=request.query, content=content, headers=headers
+            )
+        except httpx.RequestError as error:
+            return error
 
     async def _many(
-        self, work: Callable[[Sound], Any], sounds: Sequence[Sound], concurrency: int, progress: bool
-    ) -> AsyncIterator[Any]:
-        waiting: deque[asyncio.Task[Any]] = deque()
+        self,
+        work: Callable[[Sound], Awaitable[T]],
+        sounds: Iterable[Sound],
+        concurrency: int,
+        progress: bool,
+    ) -> AsyncIterator[T | ViolaError]:
+        _check_many(sounds, concurrency)
+        waiting: deque[asyncio.Task[T | ViolaError]] = deque()
         running = asyncio.Semaphore(concurrency)
 
-        async def one(sound: Sound) -> Any:
+        async def one(sound: Sound) -> T | ViolaError:
             async with running:
                 try:
                     return await work(sound)
-                except ItemErrors as error:
+                except ViolaError as error:
                     return _named(error, sound)
 
-        with progress_bar(len(sounds), shown=progress) as done:
+        with progress_bar(_length_of(sounds), shown=progress) as done:
             try:
                 for sound in sounds:
                     if len(waiting) == 2 * concurrency:
@@ -283,78 +639,49 @@ class AsyncClient:
                 while waiting:
                     yield await waiting.popleft()
                     done()
-            finally:
+            finally:  # a caller that stops half-way leaves nothing behind
                 for task in waiting:
                     task.cancel()
                 await asyncio.gather(*waiting, return_exceptions=True)
 
 
-def _options(url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    timeout = httpx.Timeout(timeout_s, connect=10.0)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-    return {"base_url": url, "headers": headers, "timeout": timeout, "limits": limits}
+def _joined(texts: Texts, vectors: list[Array]) -> Array:
+    """(n, D) of all requests; (D,) where one text stands for itself."""
+    return vectors[0][0] if isinstance(texts, str) else np.concatenate(vectors)
 
 
-def _embed_parameters(
-    model: str | None, frames: bool, window_s: float | None, hop_s: float | None, dtype: Dtype
-) -> dict[str, str]:
-    given = {"model": model, "window_s": window_s, "hop_s": hop_s}
-    return {"encoding": "base64", "dtype": dtype, "frames": str(frames).lower(), **_given(given)}
-
-
-def _classify_parameters(
-    model: str | None,
-    head: str | None,
-    top_k: int | None,
-    threshold: float | None,
-    window_s: float | None,
-    hop_s: float | None,
-) -> dict[str, str]:
-    given = {"model": model, "head": head, "top_k": top_k, "threshold": threshold}
-    return _given({**given, "window_s": window_s, "hop_s": hop_s})
-
-
-def _given(parameters: Mapping[str, object]) -> dict[str, str]:
-    """Without those that were left out: the server's defaults count."""
-    return {name: str(value) for name, value in parameters.items() if value is not None}
-
-
-def _wait_s(retries: Retries, attempt: int, outcome: httpx.Response | httpx.TransportError) -> float | None:
-    if isinstance(outcome, httpx.TransportError):
-        return retries.wait_s(attempt, 0, None)
-    if outcome.is_success:
-        return None
-    return retries.wait_s(attempt, outcome.status_code, outcome.headers.get("Retry-After"))
-
-
-def _content(outcome: httpx.Response | httpx.TransportError) -> dict[str, Any]:
-    if isinstance(outcome, httpx.TransportError):
-        raise Unreachable(f"no answer from the server: {outcome or type(outcome).__name__}") from outcome
+def _past_the_proxy(url: str) -> dict[str, None]:
+    """Connects directly where the server is on this machine: a proxy elsewhere has a localhost of its own."""
+    host = httpx.URL(url).host
     try:
-        answer = outcome.json()
+        address = ipaddress.ip_address(host)
     except ValueError:
-        answer = None
-    if not outcome.is_success or not isinstance(answer, dict):
-        raise error_of(outcome.status_code, answer)
-    return answer
+        is_here = host == "localhost" or host.endswith(".localhost")
+    else:
+        is_here = address.is_loopback or address.is_unspecified
+    return {f"all://[{host}]" if ":" in host else f"all://{host}": None} if is_here else {}
 
 
-def _outcome(work: Callable[[Sound], T], sound: Sound) -> T | Failed:
-    try:
-        return work(sound)
-    except ItemErrors as error:
-        return _named(error, sound)
+def _check_many(sounds: object, concurrency: int) -> None:
+    """Raises TypeError or ValueError for a call that is wrong, whatever its sounds are."""
+    if isinstance(sounds, (str, bytes, bytearray)) or not isinstance(sounds, Iterable):
+        raise TypeError(f"sounds is a {type(sounds).__name__}: give a list of sounds, even for one")
+    if concurrency < 1:
+        raise ValueError(f"concurrency is {concurrency}; at least 1 must be on its way")
 
 
-def _named(error: Failed, sound: Sound) -> Failed:
+def _length_of(sounds: Iterable[Sound]) -> int | None:
+    return len(sounds) if isinstance(sounds, Sized) else None
+
+
+def _named(error: ViolaError, sound: Sound) -> ViolaError:
     """The error, with the sound that it belongs to as a note for whoever prints it."""
     if hasattr(error, "add_note"):
         error.add_note(f"sound: {name_of(sound)}")
     return error
 
 
-def _taken(waiting: deque[Future[T | Failed]], done: Callable[[], None]) -> T | Failed:
+def _taken(waiting: deque[Future[T]], done: Callable[[], None]) -> T:
     outcome = waiting.popleft().result()
     done()
     return outcome

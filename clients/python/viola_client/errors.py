@@ -3,11 +3,16 @@
 
     ViolaError
     ├── BadRequest, AudioMissing, AudioUnreadable, AudioTooShort, AudioTooLong, BodyTooLarge,
-    │   UnsupportedMediaType, UnknownModel, UnknownHead, Unauthorized, UploadTimeout     mend the request
-    ├── Overloaded, DeadlineExceeded, InternalError                                      try again later
-    └── Unreachable                                                                      no answer at all
+    │   UnsupportedMediaType, UnknownModel, UnknownHead, NoText, TextTooLong, Unauthorized, Forbidden,
+    │   AudioSilent, UnknownExample, HeadConflict, HeadOutdated, TeachingLimit, TeachingOff,
+    │   UploadTimeout, MalformedHttp                                                     mend the request
+    ├── StorageFailed                                            the server's disk is full, or broken
+    ├── Overloaded, ModelUnavailable, DeadlineExceeded, InternalError                    try again later
+    ├── Unreachable                                                                      no answer at all
+    └── SoundError                                                      what was given is no sound, or no file
 
-`str(error)` is the server's sentence: what was wrong and what would be right.
+`str(error)` is a sentence, the server's or, of the last two, the client's: what was wrong and what would be
+right.
 """
 
 from __future__ import annotations
@@ -56,12 +61,60 @@ class UnknownModel(ViolaError):
     code = "unknown_model"
 
 
+class ModelUnavailable(ViolaError):
+    code = "model_unavailable"
+
+
 class UnknownHead(ViolaError):
     code = "unknown_head"
 
 
+class NoText(ViolaError):
+    code = "no_text"
+
+
+class TextTooLong(ViolaError):
+    code = "text_too_long"
+
+
+class AudioSilent(ViolaError):
+    code = "audio_silent"
+
+
+class UnknownExample(ViolaError):
+    code = "unknown_example"
+
+
+class HeadConflict(ViolaError):
+    code = "head_conflict"
+
+
+class HeadOutdated(ViolaError):
+    code = "head_outdated"
+
+
+class TeachingLimit(ViolaError):
+    code = "teaching_limit"
+
+
+class TeachingOff(ViolaError):
+    code = "teaching_off"
+
+
+class StorageFailed(ViolaError):
+    code = "storage_failed"
+
+
 class Unauthorized(ViolaError):
     code = "unauthorized"
+
+
+class Forbidden(ViolaError):
+    code = "forbidden"
+
+
+class MalformedHttp(ViolaError):
+    code = "malformed_http"
 
 
 class UploadTimeout(ViolaError):
@@ -84,6 +137,13 @@ class Unreachable(ViolaError):
     """The server could not be reached, or the connection broke before it answered."""
 
     code = "unreachable"
+
+
+class SoundError(ViolaError):
+    """What was given is no sound, or its file cannot be read; `__cause__` is the system's error, if there was
+    one."""
+
+    code = "sound"
 
 
 BY_CODE: dict[str, type[ViolaError]] = {kind.code: kind for kind in ViolaError.__subclasses__()}

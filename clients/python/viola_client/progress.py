@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[], None]]:
-    """A function to be called with every item that is done."""
+def progress_bar(total: int | None, *, shown: bool) -> Iterator[Callable[[], None]]:
+    """A function to call after every item. total: None where it is not known."""
     if not shown:
         yield lambda: None
         return

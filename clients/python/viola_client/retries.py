@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-# An embedding changes nothing on the server, so that every request may be sent twice.
+# An embedding changes nothing on the server, and a clip that is taught twice is one example: every request
+# may be sent twice.
 STATUSES = frozenset({408, 429, 502, 503})
 
 

@@ -1,6 +1,8 @@
 // The calls that this page makes: those that any client would make. Paths are relative, so that the page works
 // behind a path prefix.
 
+import * as key from "./key.js";
+
 export class ApiError extends Error {
   constructor(status, code, detail) {
     super(detail);
@@ -9,45 +11,87 @@ export class ApiError extends Error {
   }
 }
 
-let key = "";
-export const setKey = (value) => { key = value.trim(); };
-
-async function call(path, options = {}) {
-  const headers = { ...options.headers, ...(key && { "X-API-Key": key }) };
-  let answer;
-  try {
-    answer = await fetch(path, { ...options, headers });
-  } catch {
-    throw new ApiError(0, "unreachable", "The server does not answer.");
-  }
-  if (answer.ok) return answer.json();
-  const { error, detail } = await answer.json().catch(() => ({ error: "unknown", detail: answer.statusText }));
-  throw new ApiError(answer.status, error, detail);
-}
-
+/** The answer to GET /models: {default, models: [{card, heads, precision, device}]} */
 export const models = () => call("models");
 
-const post = (route, sound, parameters) =>
-  call(`${route}?${new URLSearchParams(parameters)}`, {
+/**
+ * A sound's tags, segments, embedding and picture, in one request: the sound is sent once.
+ * head: null for a model that has none; windowS: seconds of the timeline's windows, null for no timeline;
+ * centred: whether to ask for vectors whose cosines begin at 0, which not every model has;
+ * columns: of the picture at most, 0 for a model that takes samples, which has no log-mel.
+ * {answer: all but embedding and picture, as the server gave it, durationS, known, tags: [{label, score}],
+ *  segments: [{label, start_s, end_s, score}], timeline: [{start_s, end_s, tags}], embedding: Float32Array, centred,
+ *  logmel: {bands, columns, framesPerColumn, low, high, pixels: Uint8Array, band after band from the lowest}, null
+ *  without columns}
+ */
+export async function hear(sound, { model, head, topK, windowS, columns, centred }) {
+  const query = new URLSearchParams({ model, ...(columns && { logmel_columns: columns }), ...(centred && { normalize: true }) });
+  const tagged = { head, top_k: topK, segments: true, embedding: "base64", ...(windowS && { window_s: windowS.toFixed(2) }) };
+  for (const [name, value] of Object.entries(head ? tagged : { encoding: "base64" })) query.set(name, value);
+  const { embedding, logmel, ...answer } = await call(`${head ? "classify" : "embed"}?${query}`, {
     method: "POST",
     headers: { "Content-Type": "application/octet-stream" },
     body: sound,
   });
-
-/** {duration_s, tags: [{label, score}], timeline: [{start_s, end_s, tags}] with windowS} */
-export const classify = (sound, { model, head, topK, windowS }) =>
-  post("classify", sound, { model, head, top_k: topK, ...(windowS && { window_s: windowS }) });
-
-/** Float32Array of the clip's embedding. */
-export async function embed(sound, { model }) {
-  const { embedding } = await post("embed", sound, { model, encoding: "base64" });
-  return new Float32Array(bytesOf(embedding).buffer);
+  return {
+    answer,
+    durationS: answer.duration_s,
+    known: answer.known,
+    tags: answer.tags ?? [],
+    segments: answer.segments ?? [],
+    timeline: answer.timeline ?? [],
+    embedding: new Float32Array(bytesOf(embedding).buffer),
+    centred,
+    logmel: logmel ? pictureOf(logmel) : null,
+  };
 }
 
-/** {bands, columns, pixels}: Uint8Array, band after band from the lowest, 0 quiet to 255 loud. */
-export async function logmel(sound, { model, columns }) {
-  const picture = await post("logmel", sound, { model, columns });
-  return { bands: picture.n_mels, columns: picture.columns, pixels: bytesOf(picture.pixels) };
+const pictureOf = ({ n_mels: bands, frames_per_column: framesPerColumn, pixels, ...picture }) => ({
+  ...picture, bands, framesPerColumn, pixels: bytesOf(pixels),
+});
+
+/** What a model was taught: {heads: [{head, labels, report}], damaged: [{head, detail}]}; raises ApiError with the code `teaching_off`. */
+export const taughtHeads = (model) => call(headsOf(model));
+
+/** One of them, with the report of its last fit. */
+export const taughtHead = (model, head) => call(headOf(model, head));
+
+/** {examples: [{id, labels, file, start_s, end_s}]} */
+export const examples = (model, head) => call(`${headOf(model, head)}/examples`);
+
+/** label: null for what is none of them. {results: [{file, examples} or {file, detail}], fit, not_fitted_because} */
+export function addExamples(model, head, label, files) {
+  const body = new FormData();
+  for (const file of files) body.append("file", file, file.name);
+  return call(`${headOf(model, head)}/examples?${new URLSearchParams({ ...named(label), fit: "auto" })}`, { method: "POST", body });
+}
+
+export const forgetExample = (model, head, id) =>
+  call(`${headOf(model, head)}/examples/${encodeURIComponent(id)}?fit=auto`, { method: "DELETE" });
+
+export const forgetLabel = (model, head, label) =>
+  call(`${headOf(model, head)}/examples?${new URLSearchParams({ ...named(label), fit: "auto" })}`, { method: "DELETE" });
+
+export const forgetHead = (model, head) => call(headOf(model, head), { method: "DELETE" });
+
+/** The head as a model folder takes it, a Blob. */
+export const headFile = (model, head) => call(`${headOf(model, head)}/file`, { read: (answer) => answer.blob() });
+
+const headsOf = (model) => `models/${encodeURIComponent(model)}/heads`;
+const headOf = (model, head) => `${headsOf(model)}/${encodeURIComponent(head)}`;
+const named = (label) => (label === null ? { none: true } : { label });
+
+async function call(path, { read = (answer) => answer.json(), ...options } = {}) {
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers: { ...options.headers, ...key.headers() } });
+  } catch {
+    throw new ApiError(0, "unreachable", "The server does not answer.");
+  }
+  if (answer.status === 401) key.markAsNeeded();
+  if (answer.ok) return read(answer);
+  const { error, detail } = await answer.json().catch(() => ({ error: "unknown", detail: answer.statusText }));
+  throw new ApiError(answer.status, error, detail);
 }
 
 const bytesOf = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));

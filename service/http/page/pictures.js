@@ -19,25 +19,58 @@ export function drawWaveform(canvas, samples) {
   }
 }
 
-/** pixels: as api.logmel gives them. */
+/** The picture that api.hear gives. */
 export function drawLogmel(canvas, { bands, columns, pixels }) {
   canvas.width = columns;
   canvas.height = bands;
   const image = new ImageData(columns, bands);
+  const colours = dark.matches ? DARK : LIGHT;
   for (let band = 0; band < bands; band++) {
     for (let column = 0; column < columns; column++) {
       const at = 4 * ((bands - 1 - band) * columns + column);
-      image.data.set(COLOURS[pixels[band * columns + column]], at);
+      image.data.set(colours[pixels[band * columns + column]], at);
     }
   }
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-// From black over violet and orange to pale yellow, lighter with every step, for eyes of all kinds.
-const STOPS = [[0, 0, 4], [40, 15, 84], [101, 26, 128], [170, 51, 125], [229, 89, 100], [251, 153, 98], [252, 253, 191]];
-const COLOURS = Array.from({ length: 256 }, (_, value) => {
-  const place = (value / 255) * (STOPS.length - 1);
-  const stop = Math.min(Math.floor(place), STOPS.length - 2);
-  const mixed = STOPS[stop].map((from, channel) => from + (place - stop) * (STOPS[stop + 1][channel] - from));
-  return [...mixed, 255];
-});
+/** The newest columns on the right, the others pushed to the left. columns: (n, bands) of 0 to 255, lowest band first. */
+export function rollLogmel(canvas, columns) {
+  if (columns.length === 0) return;
+  const context = canvas.getContext("2d");
+  const { width, height } = canvas;
+  context.globalCompositeOperation = "copy";
+  context.drawImage(canvas, -columns.length, 0);
+  const image = new ImageData(columns.length, height);
+  const colours = dark.matches ? DARK : LIGHT;
+  columns.forEach((column, x) => column.forEach((value, band) => {
+    image.data.set(colours[value], 4 * ((height - 1 - band) * columns.length + x));
+  }));
+  context.putImageData(image, width - columns.length, 0);
+}
+
+/** Nothing heard yet. */
+export function clearLogmel(canvas) {
+  const [red, green, blue] = (dark.matches ? DARK : LIGHT)[0];
+  const context = canvas.getContext("2d");
+  context.globalCompositeOperation = "copy";
+  context.fillStyle = `rgb(${red}, ${green}, ${blue})`;
+  context.fillRect(0, 0, canvas.width, canvas.height);
+}
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+export const onSchemeChange = (listener) => dark.addEventListener("change", listener);
+
+// Of one hue, further from the ground with every step, for eyes of all kinds.
+const LIGHT = scale([[244, 241, 250], [214, 198, 241], [167, 127, 224], [106, 47, 181], [30, 8, 66]]);
+const DARK = scale([[24, 21, 31], [58, 34, 99], [122, 72, 201], [195, 161, 242], [253, 250, 255]]);
+
+/** 256 colours [r, g, b, 255] through `stops`. */
+function scale(stops) {
+  return Array.from({ length: 256 }, (_, value) => {
+    const place = (value / 255) * (stops.length - 1);
+    const stop = Math.min(Math.floor(place), stops.length - 2);
+    const mixed = stops[stop].map((from, channel) => from + (place - stop) * (stops[stop + 1][channel] - from));
+    return [...mixed, 255];
+  });
+}

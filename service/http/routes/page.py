@@ -1,21 +1,20 @@
-"""The page at `/`: drop or record a sound, see what the model sees and says. Its files are in service/page/.
+"""The page at `/`: ask what is in a sound, listen to a microphone, teach it. Its files: service/http/page/.
 
 It asks no other host for anything and runs no script but its own, which its Content-Security-Policy holds it
 to; it calls the routes that any client calls.
 """
 
-import html
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from fastapi import APIRouter
 from starlette.applications import Starlette
-from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
-FOLDER = Path(__file__).parent / "page"
+FOLDER = Path(__file__).parents[1] / "page"
 PATH = "/page"  # of its files
 
 HEADERS = {
@@ -28,21 +27,23 @@ HEADERS = {
 }
 
 
+router = APIRouter()
+
+
 def mount(app: Starlette, path: str = PATH, folder: str | os.PathLike[str] = FOLDER) -> None:
-    """Serve the page's files. Its own route is among the others, so that it is counted as one of them."""
+    """Serve the page's files."""
     app.mount(path, _Files(directory=folder))
 
 
-def home(request: Request) -> Response:
+@router.get("/", include_in_schema=False)
+async def home() -> Response:
     """The page itself."""
-    return document(request, "index.html", HEADERS)
+    return document("index.html", HEADERS)
 
 
-def document(request: Request, name: str, headers: Mapping[str, str]) -> Response:
-    """A file of FOLDER, told the path prefix that it is served behind."""
-    text = (FOLDER / name).read_text(encoding="utf-8")
-    prefix = html.escape(request.scope.get("root_path", "").rstrip("/"))
-    return HTMLResponse(text.replace("{{root_path}}", prefix), headers=dict(headers))
+def document(name: str, headers: Mapping[str, str]) -> Response:
+    """A file of FOLDER. All its addresses are relative: it works behind any path prefix."""
+    return HTMLResponse((FOLDER / name).read_bytes(), headers=dict(headers))
 
 
 class _Files(StaticFiles):

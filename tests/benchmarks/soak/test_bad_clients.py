@@ -1,6 +1,6 @@
 """Single faults against a real server process: what a bad client gets, and what it cannot take away.
 
-The same faults together and under load are benchmarks/soak.py.
+The same together and under load is `python -m benchmarks.soak`.
 """
 
 import asyncio
@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks import faults
-from benchmarks.clients import END_OF_HEAD, HOST
-from benchmarks.servers import ROOT, Running, running, viola
-from benchmarks.wire import Answer, Connection, Gone, ask, get, post
+from benchmarks.harness import sounds
+from benchmarks.harness.clients import END_OF_HEAD, HOST
+from benchmarks.harness.connection import Answer, Connection, Gone, ask, get, post
+from benchmarks.harness.servers import ROOT, Running, running, viola
+from benchmarks.harness.sounds import FIXTURES
+from benchmarks.soak import bad_clients
 
 MODEL = ROOT / "models" / "byola"
 MAX_AUDIO_S, MAX_BODY_BYTES = 60, 1_000_000
@@ -42,7 +44,7 @@ def settings(**changes: object) -> dict[str, str]:
 
 @contextmanager
 def serving(environment: Mapping[str, str] | None = None, **changes: object) -> Iterator[Running]:
-    server = viola(MODEL, "auto")
+    server = viola(MODEL, "auto", max_queue_s="5")
     own = server.environment | settings(**changes) | dict(environment or {})
     with running(replace(server, name=f"faults of {os.getpid()}", environment=own)) as up:
         yield up
@@ -88,11 +90,11 @@ def until(is_true: Callable[[], bool], *, seconds: float = 30.0) -> bool:
 
 
 def fixture(name: str) -> bytes:
-    return (faults.FIXTURES / name).read_bytes()
+    return (FIXTURES / name).read_bytes()
 
 
 def word() -> bytes:
-    return post("/embed?encoding=base64", faults.word(), content_type="audio/wav")
+    return post("/embed?encoding=base64", sounds.word(), content_type="audio/wav")
 
 
 def vector(answer: Answer) -> np.ndarray:
@@ -100,15 +102,15 @@ def vector(answer: Answer) -> np.ndarray:
     return np.frombuffer(base64.b64decode(answer.json["embedding"]), "<f4")
 
 
-POISONS: dict[str, Callable[[], Iterable[faults.Poison]]] = {
-    "sound": lambda: faults.of_sound(MAX_AUDIO_S),
-    "forms": faults.of_forms,
-    "parameters": faults.of_parameters,
-    "lengths": lambda: faults.of_lengths(MAX_BODY_BYTES),
-    "types": faults.of_types,
-    "routes": faults.of_routes,
-    "http": faults.of_http,
-    "mutants": lambda: faults.mutants(40, seed=7),
+POISONS: dict[str, Callable[[], Iterable[bad_clients.Poison]]] = {
+    "sound": lambda: bad_clients.of_sound(MAX_AUDIO_S),
+    "forms": bad_clients.of_forms,
+    "parameters": bad_clients.of_parameters,
+    "lengths": lambda: bad_clients.of_lengths(MAX_BODY_BYTES),
+    "types": bad_clients.of_types,
+    "routes": bad_clients.of_routes,
+    "http": bad_clients.of_http,
+    "damaged files": lambda: bad_clients.damaged_files(range(40)),
 }
 
 
@@ -151,7 +153,7 @@ def test_requests_sent_ahead_are_answered_in_order(server: Running) -> None:
 
 
 def test_garbage_behind_a_request_ends_the_connection(server: Running) -> None:
-    statuses = asyncio.run(faults.pipelines_garbage(server.port, word()))
+    statuses = asyncio.run(bad_clients.pipelines_garbage(server.port, word()))
     assert statuses in ([], [400], [200], [200, 400])
     assert answers_to(server.port, word())[0].status == 200
 
@@ -176,12 +178,12 @@ def test_a_body_that_comes_byte_by_byte_is_answered_408(server: Running) -> None
 
 
 def test_a_body_that_ends_early_ends_the_connection(server: Running) -> None:
-    assert asyncio.run(faults.half_closes_in_the_body(server.port, word()))
+    assert asyncio.run(bad_clients.half_closes_in_the_body(server.port, word()))
 
 
 def test_the_deadline_of_the_header_is_answered_504(server: Running) -> None:
     late = post("/embed", fixture("birds_30s_16k_mono.opus"), content_type="audio/ogg", x_deadline_s="0.001")
-    in_time = post("/embed", faults.word(), content_type="audio/wav", x_deadline_s=str(DEADLINE_S))
+    in_time = post("/embed", sounds.word(), content_type="audio/wav", x_deadline_s=str(DEADLINE_S))
     answers = answers_to(server.port, late, in_time)
     assert [answer.status for answer in answers] == [504, 200]
     assert answers[0].error == "deadline_exceeded"
@@ -269,4 +271,4 @@ def test_a_kill_leaves_neither_temporary_files_nor_the_port_behind(tmp_path: Pat
 
 
 def invalid() -> list[tuple[str, bytes]]:
-    return [(path.name, path.read_bytes()) for path in sorted((faults.FIXTURES / "invalid").iterdir())]
+    return [(path.name, path.read_bytes()) for path in sorted((FIXTURES / "invalid").iterdir())]

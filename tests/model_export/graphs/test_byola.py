@@ -6,12 +6,11 @@ import torch
 from numpy.typing import NDArray
 
 from encoders.pooling import sum_max
-from model_export.graph import Float, encoder_graph
-from model_export.quantise import int8_graph
+from model_export.graphs.byola import Float, encoder_graph
+from model_export.graphs.byola_int8 import int8_graph
+from model_export.sources.trained import Trained
 from model_export.verify import distance
-from model_export.weights import Trained
-
-from .conftest import random_trained
+from tests.model_export.conftest import random_trained
 
 Array = NDArray[np.float32]
 LENGTHS = [101, 61, 38, 16]

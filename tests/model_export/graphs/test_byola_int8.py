@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from model_export.quantise import (
+from model_export.graphs.byola_int8 import (
     FIRST_INPUT_MAX,
     FIRST_WEIGHT_MAX,
     INPUT_MAX,
@@ -16,9 +16,8 @@ from model_export.quantise import (
     int8_graph,
     quantised_weight,
 )
-from model_export.weights import Trained
-
-from .test_graph import session_of
+from model_export.sources.trained import Trained
+from tests.model_export.graphs.test_byola import session_of
 
 Array = NDArray[np.float32]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from model_export.errors import ExportError
-from model_export.tags import labels_of, numbered_labels
+from model_export.sources.audioset_head import labels_of, numbered_labels
 
 NAMES = [f"sound, number {i}" for i in range(527)]
 
@@ -16,6 +16,16 @@ def test_audiosets_own_table_gives_the_names_in_its_order(tmp_path: Path) -> Non
     rows = [f'{i},/m/{i},"{name}"' for i, name in enumerate(NAMES)]
     table.write_text("\n".join(["index,mid,display_name", *reversed(rows)]))
     assert labels_of(table, tmp_path / "w.pth") == tuple(NAMES)
+
+
+def test_audiosets_own_table_beside_the_weights_is_enough(tmp_path: Path) -> None:
+    rows = [f'{i},/m/{i},"{name}"' for i, name in enumerate(NAMES)]
+    (tmp_path / "class_labels_indices.csv").write_text("\n".join(["index,mid,display_name", *rows]))
+    assert labels_of(None, tmp_path / "w.pt") == tuple(NAMES)
+    (tmp_path / "others.txt").write_text("\n".join(reversed(NAMES)))
+    assert labels_of(tmp_path / "others.txt", tmp_path / "w.pt") == tuple(reversed(NAMES)), (
+        "what is given, wins"
+    )
 
 
 def test_a_name_a_line_will_do(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from encoders.published import LAYERED_BYOLA
 from model_export.errors import ExportError
-from model_export.published import NOTICE, load_published
-from model_export.weights import Trained
+from model_export.sources.published_byola import NOTICE, load_published
+from model_export.sources.trained import Trained
 
 CONVOLUTIONS = {"byola-2020": (0, 4, 8), "byola-2022": (0, 4)}
 LINEARS = {"byola-2020": {0: (512, 512), 3: (512, 512)}, "byola-2022": {0: (2048, 1024), 3: (2048, 2048)}}

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from model_export.errors import ExportError
-from model_export.run import load_run
-
-from .conftest import MEAN, STD, random_encoder
+from model_export.sources.training_run import load_run
+from tests.model_export.conftest import MEAN, STD, random_encoder
 
 
 @pytest.mark.parametrize(

@@ -4,48 +4,42 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import uvicorn
 
-from service import bulk_server, embed_cli, windows
-from service.app import create_app
-from service.audio import decode
-from service.bulk_table import Row, Table, read_table, write_table
-from service.embed_cli import main
-from service.model import Model
-from service.offline import FileResult, Place, embed_files
+from benchmarks.harness.servers import running, viola
+from service.bulk import embed as embed_command
+from service.bulk import resumable
+from service.bulk import server as bulk_server
+from service.bulk.embed import EMBED
+from service.bulk.offline import FileResult
+from service.bulk.resumable import ResumableTable
+from service.bulk.table import Row, Table, read_table, write_table
+from service.http.app import create_app
+from service.inference import windows
+from service.inference.model import Model
 from service.settings import Settings
+from service.sound.audio import decode
 
 NAMES = ["digit7_8k_mono_pcm16.wav", "keyword_yes_16k_mono_pcm16.wav", "silence_1s_16k_mono.wav"]
 
 
 @pytest.fixture
-def sounds(tmp_path: Path, fixtures_dir: Path) -> Path:
-    folder = tmp_path / "sounds"
-    folder.mkdir()
-    for name in NAMES:
-        shutil.copy(fixtures_dir / name, folder)
-    shutil.copy(fixtures_dir / "invalid" / "text.wav", folder)
-    return folder
+def sounds(make_sounds: Callable[[Sequence[str]], Path]) -> Path:
+    return make_sounds(NAMES)
 
 
 @pytest.fixture
-def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def embedded(note: Callable[[ModuleType, str], list[str]]) -> list[str]:
     """The names of the files that are given to the model."""
-    names: list[str] = []
-
-    def noted(model: Model, paths: Iterable[Place], *, workers: int) -> Iterator[FileResult]:
-        for result in embed_files(model, paths, workers=workers):
-            names.append(Path(result.path).name)
-            yield result
-
-    monkeypatch.setattr(embed_cli, "embed_files", noted)
-    return names
+    return note(embed_command, "embed_files")
 
 
 def change(path: Path, content: bytes | None = None) -> None:
@@ -56,7 +50,9 @@ def change(path: Path, content: bytes | None = None) -> None:
 
 
 def run(*arguments: str | Path, models_dir: Path) -> int:
-    return main([*map(str, arguments), "--model", "toy", "--models-dir", str(models_dir), "--device", "cpu"])
+    return EMBED.main(
+        [*map(str, arguments), "--model", "toy", "--models-dir", str(models_dir), "--device", "cpu"]
+    )
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
@@ -85,33 +81,49 @@ def test_the_npz_opens_with_numpy_alone(sounds: Path, models_dir: Path) -> None:
         assert {"embeddings", "paths", "durations_s", "modified_s"} <= set(arrays)
 
 
-def test_a_stopped_run_goes_on_where_it_was(
+def stopped(*arguments: Any, **options: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+Stop = Callable[..., str]
+
+
+@pytest.fixture
+def stop(
     sounds: Path,
     models_dir: Path,
     embedded: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+) -> Stop:
+    """stop(*flags, at=, by=): embeds `sounds`; Ctrl-C comes at this method of its table, and `by` takes its
+    place. Returns what was said; `embedded` is empty then."""
+
+    def stopping(*flags: str, at: str = "finish", by: Callable[..., Any] = stopped) -> str:
+        with monkeypatch.context() as context:
+            context.setattr(ResumableTable, at, by)
+            assert run(sounds, "--out", sounds.parent / "out.npz", *flags, models_dir=models_dir) == 130
+        embedded.clear()
+        return capsys.readouterr().err
+
+    return stopping
+
+
+def test_a_stopped_run_goes_on_where_it_was(
+    sounds: Path, models_dir: Path, embedded: list[str], stop: Stop
 ) -> None:
     out = sounds.parent / "out.npz"
-    add = embed_cli.Results.add
+    add = ResumableTable.add
 
-    def stopped_after_one(results: embed_cli.Results, result: FileResult) -> None:
+    def stopped_after_one(results: ResumableTable, result: FileResult) -> None:
         add(results, result)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as stopping:
-        stopping.setattr(embed_cli.Results, "add", stopped_after_one)
-        assert run(sounds, "--out", out, models_dir=models_dir) == 130
-    assert "give the same command again" in capsys.readouterr().err
+    assert "give the same command again" in stop(at="add", by=stopped_after_one)
     assert not out.exists()
-    embedded.clear()
     assert run(sounds, "--out", out, models_dir=models_dir) == 0
     assert embedded == [*NAMES[1:], "text.wav"]
     assert len(read_table(out).paths) == 3
-
-
-def stopped(*arguments: Any, **options: Any) -> Any:
-    raise KeyboardInterrupt
 
 
 def test_ctrl_c_before_the_first_file_ends_with_a_sentence_too(
@@ -123,18 +135,10 @@ def test_ctrl_c_before_the_first_file_ends_with_a_sentence_too(
 
 
 def test_ctrl_c_after_the_last_file_loses_nothing(
-    sounds: Path,
-    models_dir: Path,
-    embedded: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    sounds: Path, models_dir: Path, embedded: list[str], stop: Stop
 ) -> None:
     out = sounds.parent / "out.npz"
-    with monkeypatch.context() as stopping:
-        stopping.setattr(embed_cli.Results, "finish", stopped)
-        assert run(sounds, "--out", out, "--overwrite", models_dir=models_dir) == 130
-    assert "give the same command again without --overwrite to go on" in capsys.readouterr().err
-    embedded.clear()
+    assert "give the same command again without --overwrite to go on" in stop("--overwrite")
     assert run(sounds, "--out", out, models_dir=models_dir) == 0
     assert embedded == ["text.wav"]
     assert len(read_table(out).paths) == 3
@@ -143,8 +147,8 @@ def test_ctrl_c_after_the_last_file_loses_nothing(
 def test_results_are_kept_on_the_way_so_that_even_a_kill_loses_few(
     sounds: Path, models_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed_cli, "SHARD_FILES", 2)
-    monkeypatch.setattr(embed_cli.Results, "finish", lambda results, paths: 1)  # killed before the end
+    monkeypatch.setattr(resumable, "SHARD_FILES", 2)
+    monkeypatch.setattr(ResumableTable, "finish", lambda results, paths: 1)  # killed before the end
     run(sounds, "--out", sounds.parent / "out.npz", models_dir=models_dir)
     shards = sorted((sounds.parent / "out.npz.partial").iterdir())
     assert [len(read_table(shard).paths) for shard in shards] == [2, 1]
@@ -193,13 +197,11 @@ def test_a_table_of_other_files_is_not_thrown_away(
 
 
 def test_what_a_stopped_run_has_kept_is_not_thrown_away_by_another(
-    sounds: Path, models_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sounds: Path, models_dir: Path, stop: Stop, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = sounds.parent / "out.npz"
     partial = sounds.parent / "out.npz.partial"
-    with monkeypatch.context() as stopping:
-        stopping.setattr(embed_cli.Results, "finish", stopped)
-        assert run(sounds, "--out", out, models_dir=models_dir) == 130
+    stop()
     assert run(sounds / "text.wav", "--out", out, models_dir=models_dir) == 1
     assert f"{partial} holds 3 file(s) that this run does not find" in capsys.readouterr().err
     assert len(read_table(next(partial.iterdir())).paths) == 3
@@ -258,7 +260,7 @@ def test_no_good_file_is_exit_code_1(
 def test_what_cannot_run_says_why(
     arguments: list[str], sentence: str, sounds: Path, models_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(sounds), "--model", "toy", "--models-dir", str(models_dir), *arguments]) == 1
+    assert EMBED.main([str(sounds), "--model", "toy", "--models-dir", str(models_dir), *arguments]) == 1
     assert sentence in capsys.readouterr().err
 
 
@@ -280,29 +282,80 @@ def test_an_out_that_cannot_be_written_is_said_before_anything_is_computed(
         ["--threads", "-1"],
         ["--workers", "two"],
         ["--url", "localhost:8000"],
+        ["--out", ""],
+        ["--out", " "],
+        ["--ray", ""],
+        ["--model", ""],
+        [""],
         ["--ray", "local", "--url", "http://here"],
     ],
 )
 def test_wrong_arguments_are_exit_code_2(arguments: list[str], sounds: Path) -> None:
     with pytest.raises(SystemExit) as ended:
-        main([str(sounds), "--out", "out.npz", *arguments])
+        EMBED.main([str(sounds), "--out", "out.npz", *arguments])
     assert ended.value.code == 2
 
 
-def test_a_file_name_that_is_not_utf_8_fits_into_npz_only(
-    tmp_path: Path, fixtures_dir: Path, models_dir: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("suffix", "shown"), [(".npz", os.fsdecode(b"caf\xe9.wav")), (".parquet", r"caf\xe9.wav")]
+)
+def test_a_file_name_that_is_not_utf_8_stops_nothing(
+    suffix: str,
+    shown: str,
+    sounds: Path,
+    models_dir: Path,
+    embedded: list[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    sound = tmp_path / os.fsdecode(b"caf\xe9.wav")  # Latin-1
+    """In NumPy's table it is the name that opens the file; parquet holds UTF-8, and shows the bytes."""
+    latin_1 = sounds / os.fsdecode(b"caf\xe9.wav")
+    bad = sounds / os.fsdecode(b"t\xebxt.wav")
     try:
-        shutil.copy(fixtures_dir / NAMES[1], sound)
+        shutil.copy(sounds / NAMES[1], latin_1)
+        (sounds / "text.wav").rename(bad)
     except OSError:
         pytest.skip("this file system knows only UTF-8")
-    assert run(sound, "--out", tmp_path / "out.parquet", models_dir=models_dir) == 1
-    assert r"caf\udce9.wav is not UTF-8" in capfd.readouterr().err
-    for _ in range(2):
-        assert run(sound, "--out", tmp_path / "out.npz", models_dir=models_dir) == 0
-    assert "1 of 1 files are embedded already" in capfd.readouterr().err
-    assert read_table(tmp_path / "out.npz").paths.tolist() == [str(sound)]
+    out = sounds.parent / f"out{suffix}"
+    assert run(sounds, "--out", out, models_dir=models_dir) == 0
+    assert r"t\xebxt.wav: the file is not audio" in capfd.readouterr().err
+    assert [Path(path).name for path in read_table(out).paths] == [shown, *NAMES]
+    embedded.clear()
+    assert run(sounds, "--out", out, models_dir=models_dir) == 0
+    assert "4 of 5 files are embedded already" in capfd.readouterr().err
+    assert embedded == [bad.name]
+
+
+def test_an_empty_out_is_said_and_writes_nothing(
+    sounds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(sounds)
+    before = sorted(sounds.iterdir())
+    with pytest.raises(SystemExit):
+        EMBED.main([str(sounds), "--out", ""])
+    assert "argument --out: the name is empty; is a variable not set?" in capsys.readouterr().err
+    assert sorted(sounds.iterdir()) == before
+
+
+def test_a_list_with_an_open_quote_is_an_error(
+    sounds: Path, models_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = sounds / "list.csv"
+    table.write_text(f'path,label\n{NAMES[0]},"7 inch single\n{NAMES[1]},rain\n{NAMES[2]},dog\n')
+    assert run(table, "--out", sounds.parent / "out.npz", models_dir=models_dir) == 1
+    assert f"error: {table}, line 2: " in capsys.readouterr().err
+
+
+def test_linked_folders_and_dangling_links_are_told_and_counted(
+    sounds: Path, models_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sounds / "linked").symlink_to(sounds.parent)
+    (sounds / "gone.wav").symlink_to(sounds / "removed.wav")
+    assert run(sounds, "--out", sounds.parent / "out.npz", models_dir=models_dir) == 0
+    said = capsys.readouterr().err
+    assert "3 of 6 files in" in said
+    assert "3 could not be embedded" in said
+    assert f"{sounds}/linked: it is a link to a folder, which is not followed: name it, too" in said
+    assert f"{sounds}/gone.wav: it is a link to {sounds}/removed.wav, which is not there" in said
 
 
 def test_a_folder_without_audio_is_said(
@@ -368,7 +421,7 @@ def server(unsteady: Unsteady) -> Iterator[str]:
 
 
 def remotely(url: str, sounds: Path, out: Path, *, model: str = "toy", key: str = "secret") -> int:
-    return main([str(sounds), "--out", str(out), "--url", url, "--api-key", key, "--model", model])
+    return EMBED.main([str(sounds), "--out", str(out), "--url", url, "--api-key", key, "--model", model])
 
 
 def test_a_running_server_gives_the_same_table(
@@ -410,6 +463,88 @@ def test_an_answer_that_breaks_off_fails_its_file_only(
     assert len(read_table(sounds.parent / "out.npz").paths) == 3
 
 
+def test_a_file_that_is_too_large_has_the_servers_sentence(
+    sounds: Path, models_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which answers and closes while most of the file is still to be sent."""
+    os.truncate(sounds / "text.wav", 60_000_000)
+    limited = viola(models_dir / "toy", "float32", device="cpu", max_body_bytes="1000000")
+    with running(limited) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        assert remotely(url, sounds, sounds.parent / "out.npz") == 0
+    assert "text.wav: the body is longer than the 1000000 bytes that are accepted" in capsys.readouterr().err
+    assert len(read_table(sounds.parent / "out.npz").paths) == 3
+
+
+@pytest.mark.parametrize(("bytes_then", "n_done"), [(50_000_000, 1), (0, 0)])
+def test_a_file_that_is_written_to_while_it_is_sent_is_sent_as_it_was(
+    bytes_then: int, n_done: int, sounds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changing = sounds / "changing.wav"
+    changing.touch()
+    os.truncate(changing, 40_000_000)  # more than fits into the sockets' buffers
+    lengths: list[int] = []
+
+    class Meddling(BaseHTTPRequestHandler):
+        """Changes the file once its first bytes are on their way, then reads on."""
+
+        def do_GET(self) -> None:
+            self._answer(b'{"card": {"name": "toy", "version": "1"}}')
+
+        def do_POST(self) -> None:
+            os.truncate(changing, bytes_then)
+            lengths.append(len(self.rfile.read(int(self.headers["Content-Length"]))))
+            self._answer(b'{"embedding": "AACAPwAAAEA=", "duration_s": 1.5}')
+
+        def _answer(self, text: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            with contextlib.suppress(OSError):  # who gave up halfway is gone
+                self.wfile.write(text)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Meddling) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert remotely(url, changing, sounds.parent / "out.npz") == 1 - n_done
+        server.shutdown()
+    if n_done:
+        assert lengths == [40_000_000]
+        assert read_table(sounds.parent / "out.npz").embeddings.tolist() == [[1.0, 2.0]]
+    else:
+        assert "changing.wav: the file became shorter while it was sent" in capsys.readouterr().err
+
+
+def test_what_is_no_file_is_told_and_not_waited_for(
+    server: str, sounds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(sounds / "pipe.wav")
+    (sounds / "linked").symlink_to(sounds.parent)
+    inputs = [str(sounds / "pipe.wav"), str(sounds)]
+    options = ["--out", str(sounds.parent / "out.npz"), "--url", server, "--api-key", "secret"]
+    assert EMBED.main([*inputs, *options, "--model", "toy"]) == 0
+    said = capsys.readouterr().err
+    assert "pipe.wav: it is a pipe, a device or a socket, and no file" in said
+    assert "linked: it is a link to a folder, which is not followed: name it, too" in said
+    assert "3 of 6 files in" in said
+
+
+def test_a_proxy_is_not_asked_for_a_server_on_this_machine(
+    server: str, sounds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with answering(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") as proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        here = server.replace("127.0.0.1", "localhost")
+        assert remotely(here, sounds, sounds.parent / "out.npz") == 0
+        assert remotely("http://viola.invalid", sounds, sounds.parent / "out.npz") == 1
+    assert "the server answered 403 Forbidden" in capsys.readouterr().err
+
+
 def test_a_folder_of_parts_holds_what_embed_answers(
     server: str, sounds: Path, models_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -419,7 +554,7 @@ def test_a_folder_of_parts_holds_what_embed_answers(
         inputs = [str(sounds / NAMES[1]), str(sounds / NAMES[2]), str(sounds.parent / "list.csv")]
         options = ["--out", f"{folder}/", "--part-rows", "2", "--model", "toy"]
         at = ["--url", server, "--api-key", "secret"] if folder.name == "there" else ["--device", "cpu"]
-        assert main([*inputs, *options, "--models-dir", str(models_dir), *at]) == 0
+        assert EMBED.main([*inputs, *options, "--models-dir", str(models_dir), *at]) == 0
         said = capsys.readouterr().err
         assert f"3 of 4 files in {folder}/" in said
         assert f"1 could not be embedded: {folder}/_failed-*.parquet says why" in said

@@ -11,16 +11,18 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from service.bulk_folder import Folder, Parts, embed_into
-from service.bulk_inputs import places
-from service.bulk_table import CannotRun
-from service.offline import FileResult, Place
+from service.bulk.errors import CommandError
+from service.bulk.folder import Folder, Parts, work_into
+from service.bulk.inputs import locations
+from service.bulk.kinds import EMBEDDINGS
+from service.bulk.offline import FileResult, Location
+from service.bulk.table import Row
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MODEL = "toy 1"
 
 
-def embed(paths: Iterable[Place]) -> Iterator[FileResult]:
+def embed(paths: Iterable[Location]) -> Iterator[FileResult]:
     """A vector of two numbers, the first of them the size of the file; a file `bad…` cannot be embedded."""
     for path in paths:
         name = Path(path).name
@@ -31,9 +33,9 @@ def embed(paths: Iterable[Place]) -> Iterator[FileResult]:
             yield FileResult(path, np.array([size, 1], dtype=np.float32), duration_s=1.0)
 
 
-def run(out: Path | str, *inputs: Path | str, part_rows: int = 4, model: str = MODEL) -> Parts:
-    parts = Parts(str(out), model)
-    list(embed_into(parts, embed, places(map(str, inputs)), part_rows=part_rows))
+def run(out: Path | str, *inputs: Path | str, part_rows: int = 4, model: str = MODEL) -> Parts[Row]:
+    parts = Parts(str(out), EMBEDDINGS, model)
+    list(work_into(parts, embed, locations(map(str, inputs)), part_rows=part_rows))
     return parts
 
 
@@ -94,7 +96,7 @@ def test_a_second_run_embeds_new_and_failed_files_alone(out: Path, sounds: Path)
     run(out, sounds)
     (sounds / "k.wav").write_bytes(b"22")
     parts = run(out, sounds)
-    assert parts.n_embedded_already == 10
+    assert parts.n_done_already == 10
     assert rows_of(out) == {f"{name}.wav": 1 for name in "abcdefghij"} | {"k.wav": 2}
     assert failures_of(out) == {"bad.wav": "bad.wav is not audio"}
     assert sorted(path.name for path in out.glob("_*")) == ["_failed-00003.parquet"]
@@ -109,10 +111,11 @@ def test_files_that_a_run_does_not_find_keep_their_rows(out: Path, sounds: Path)
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, "tests/service")
-from test_bulk_folder import embed
-from service.bulk_folder import Parts, embed_into
-from service.bulk_inputs import places
+sys.path.insert(0, "tests/service/bulk")
+from test_folder import embed
+from service.bulk.folder import Parts, work_into
+from service.bulk.inputs import locations
+from service.bulk.kinds import EMBEDDINGS
 
 def killed_in_the_middle(paths):
     for n, result in enumerate(embed(paths)):
@@ -121,7 +124,7 @@ def killed_in_the_middle(paths):
         yield result
 
 out, sounds = sys.argv[1:]
-list(embed_into(Parts(out, "toy 1"), killed_in_the_middle, places([sounds]), part_rows=3))
+list(work_into(Parts(out, EMBEDDINGS, "toy 1"), killed_in_the_middle, locations([sounds]), part_rows=3))
 """
 
 
@@ -131,14 +134,14 @@ def test_a_killed_run_goes_on_and_every_file_is_there_once(out: Path, sounds: Pa
     assert len(rows_of(out)) + len(failures_of(out)) == 6
     (out / ".part-00002.parquet.1.tmp").write_bytes(b"half a par")  # as if it was killed while it wrote
     parts = run(out, sounds, part_rows=3)
-    assert parts.n_embedded_already == 5  # and one had failed
+    assert parts.n_done_already == 5  # and one had failed
     assert rows_of(out) == {f"{name}.wav": 1 for name in "abcdefghij"}
     assert set(failures_of(out)) == {"bad.wav"}
     assert not list(out.glob(".*"))
 
 
 def test_a_stopped_run_keeps_what_it_has(out: Path, sounds: Path) -> None:
-    results = embed_into(Parts(str(out), MODEL), embed, places([str(sounds)]), part_rows=100)
+    results = work_into(Parts(str(out), EMBEDDINGS, MODEL), embed, locations([str(sounds)]), part_rows=100)
     for _ in range(3):
         next(results)
     results.close()  # as Ctrl-C does
@@ -189,24 +192,30 @@ def test_a_file_that_has_become_bad_keeps_its_row_and_one_that_has_become_good_l
     assert set(failures_of(out)) == {"bad.wav"}
 
 
-def test_a_name_that_is_no_utf_8_is_a_failure(out: Path, tmp_path: Path) -> None:
-    sound = tmp_path / os.fsdecode(b"caf\xe9.wav")
+def test_names_that_are_no_utf_8_are_written_with_their_bytes_and_found_again(
+    out: Path, tmp_path: Path
+) -> None:
+    names = [b"caf\xe9.wav", "café.wav".encode(), b"bad\xff.wav"]
     try:
-        sound.touch()
+        for name in names:
+            (tmp_path / os.fsdecode(name)).write_bytes(b"1")
     except OSError:
         pytest.skip("this file system knows only UTF-8")
-    run(out, sound)
-    assert failures_of(out) == {
-        r"caf\udce9.wav": "its name is not UTF-8, and parquet holds no other; rename it"
-    }
+    run(out, tmp_path)
+    assert rows_of(out) == {r"caf\xe9.wav": 1, "café.wav": 1}
+    assert failures_of(out) == {r"bad\xff.wav": r"bad\xff.wav is not audio"}
+    for shown in (*rows_of(out), *failures_of(out)):  # as the guide says
+        found = subprocess.run(["bash", "-c", 'printf %b "$1"', "", shown], capture_output=True, check=True)
+        assert found.stdout in names
+    assert run(out, tmp_path).n_done_already == 2
 
 
 def test_parts_of_another_model_are_not_mixed_in(out: Path, sounds: Path) -> None:
     run(out, sounds)
-    with pytest.raises(CannotRun, match="holds embeddings of toy 1, not of toy 2"):
+    with pytest.raises(CommandError, match="holds embeddings of toy 1, not of toy 2"):
         run(out, sounds, model="toy 2")
     (out / "mine.txt").touch()
-    Parts(str(out), "toy 2", overwrite=True)
+    Parts(str(out), EMBEDDINGS, "toy 2", overwrite=True)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
@@ -217,13 +226,13 @@ def test_a_damaged_part_is_said(content: bytes | None, out: Path) -> None:
         pyarrow.parquet.write_table(pyarrow.table({"names": ["a"]}), out / "part-00000.parquet")
     else:
         (out / "part-00000.parquet").write_bytes(content)
-    with pytest.raises(CannotRun, match=r"out/part-00000.parquet is not a table of embeddings"):
-        Parts(str(out), MODEL)
+    with pytest.raises(CommandError, match=r"out/part-00000.parquet is not a table of embeddings"):
+        Parts(str(out), EMBEDDINGS, MODEL)
 
 
 def test_an_out_that_cannot_be_made_is_said(sounds: Path) -> None:
-    with pytest.raises(CannotRun, match="cannot be written: Not a directory"):
-        Parts(str(sounds / "a.wav" / "out"), MODEL)
+    with pytest.raises(CommandError, match="cannot be written: Not a directory"):
+        Parts(str(sounds / "a.wav" / "out"), EMBEDDINGS, MODEL)
 
 
 def test_parts_are_written_where_a_url_says() -> None:
@@ -231,8 +240,8 @@ def test_parts_are_written_where_a_url_says() -> None:
     for name in "abcde":
         elsewhere.pipe_file(f"/afar/sounds/{name}.wav", b"1")
     run("memory://afar/out", "memory://afar/sounds", part_rows=2)
-    assert run("memory://afar/out", "memory://afar/sounds", part_rows=2).n_embedded_already == 5
-    folder = Folder("memory://afar/out/")
+    assert run("memory://afar/out", "memory://afar/sounds", part_rows=2).n_done_already == 5
+    folder = Folder("memory://afar/out/", "embeddings")
     assert folder.names("part-") == [f"part-0000{n}.parquet" for n in range(3)]
     paths = [path for name in folder.names("part-") for path in folder.read(name)["paths"].to_pylist()]
     assert paths == [f"memory:///afar/sounds/{name}.wav" for name in "abcde"]
@@ -242,9 +251,10 @@ MEASURED = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from service.bulk_folder import Parts, embed_into
-from service.bulk_inputs import places
-from service.offline import FileResult
+from service.bulk.folder import Parts, work_into
+from service.bulk.inputs import locations
+from service.bulk.kinds import EMBEDDINGS
+from service.bulk.offline import FileResult
 
 out, n = Path(sys.argv[1]), int(sys.argv[2])
 
@@ -257,11 +267,12 @@ def peak_mb(n, name):
     with table.open("w") as file:
         file.write("path\\n")
         file.writelines(f"memory://a/folder/with/a/long/name/{i:08d}.wav\\n" for i in range(n))
-    for _ in embed_into(Parts(str(out / name), "toy 1"), embed, places([str(table)]), part_rows=256):
+    parts = Parts(str(out / name), EMBEDDINGS, "toy 1")
+    for _ in work_into(parts, embed, locations([str(table)]), part_rows=256):
         pass
-    again = Parts(str(out / name), "toy 1")
-    assert not list(embed_into(again, embed, places([str(table)]), part_rows=256))
-    assert again.n_embedded_already == n
+    again = Parts(str(out / name), EMBEDDINGS, "toy 1")
+    assert not list(work_into(again, embed, locations([str(table)]), part_rows=256))
+    assert again.n_done_already == n
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 few = peak_mb(512, "few")

@@ -1,12 +1,13 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from service import windows
-from service.audio import decode
-from service.model import Model
-from service.offline import audio_files, embed_files
+from service.bulk.offline import audio_files, embed_files, no_file
+from service.inference import windows
+from service.inference.model import Model
+from service.sound.audio import decode
 
 GOOD = [
     "birds_30s_16k_mono.opus",
@@ -69,3 +70,48 @@ def test_a_folder_gives_its_audio_files_sorted_and_a_named_file_is_taken_as_it_i
         path.touch()
     found = audio_files([tmp_path / "a" / "notes.txt", tmp_path, tmp_path / "b.wav"])
     assert [str(path.relative_to(tmp_path)) for path in found] == ["a/notes.txt", "a/z.MP3", "b.wav"]
+
+
+@pytest.fixture
+def linked(tmp_path: Path, fixtures_dir: Path) -> Path:
+    """A folder of links, and a pipe."""
+    folder, elsewhere = tmp_path / "sounds", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "more.wav").symlink_to(fixtures_dir / GOOD[1])
+    (folder / "click.wav").symlink_to(fixtures_dir / GOOD[1])
+    (folder / "gone.wav").symlink_to(tmp_path / "removed.wav")
+    (folder / "gone").symlink_to(tmp_path / "unplugged")
+    (folder / "gone.txt").symlink_to(tmp_path / "removed.txt")
+    (folder / "loop.wav").symlink_to(folder / "loop.wav")
+    (folder / "more").symlink_to(elsewhere)
+    (folder / "up").symlink_to(tmp_path)  # which holds the folder itself
+    os.mkfifo(folder / "pipe.wav")
+    return folder
+
+
+def test_links_to_folders_and_to_nowhere_are_told_and_the_others_followed(
+    linked: Path, toy_model: Model
+) -> None:
+    results = {result.path.name: result.error for result in embed_files(toy_model, audio_files([linked]))}
+    assert results == {
+        "click.wav": None,
+        "gone": f"it is a link to {linked.parent}/unplugged, which is not there",
+        "gone.wav": f"it is a link to {linked.parent}/removed.wav, which is not there",
+        "loop.wav": f"it is a link to {linked}/loop.wav, which is not there",
+        "more": "it is a link to a folder, which is not followed: name it, too",
+        "up": "it is a link to a folder, which is not followed: name it, too",
+    }
+
+
+def test_a_pipe_that_is_named_is_told_and_not_waited_for(linked: Path, toy_model: Model) -> None:
+    (result,) = embed_files(toy_model, [linked / "pipe.wav"])
+    assert result.error == "it is a pipe, a device or a socket, and no file"
+    assert no_file(linked / "click.wav") is None
+
+
+def test_a_folder_is_searched_for_every_suffix_of_a_known_format(tmp_path: Path) -> None:
+    names = ["a.adts", "b.m4b", "c.mp2", "d.mpga", "e.WAV", "f.opus"]
+    for name in [*names, "notes.txt", "cover.png"]:
+        (tmp_path / name).touch()
+    assert [path.name for path in audio_files([tmp_path])] == names

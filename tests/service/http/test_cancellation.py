@@ -5,12 +5,11 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import pytest
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
-from service import attendance
-from service.attendance import Attended, deadline_s
 from service.errors import BadRequest, DeadlineExceeded
-from service.upload import ClientLeft
+from service.http import cancellation
+from service.http.cancellation import CancelScope, deadline_s
 
 Message = MutableMapping[str, Any]
 
@@ -49,7 +48,7 @@ def test_a_deadline_that_is_none_is_refused_with_a_sentence(header: str) -> None
 
 def test_work_that_is_done_in_time_is_left_alone() -> None:
     async def story() -> None:
-        async with Attended(receive_after(), 5):
+        async with CancelScope(receive_after(), 5):
             await asyncio.sleep(0.01)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -59,7 +58,7 @@ def test_work_that_is_done_in_time_is_left_alone() -> None:
 def test_work_past_its_deadline_is_stopped() -> None:
     async def story() -> None:
         with pytest.raises(DeadlineExceeded, match=r"0.02 s"):
-            async with Attended(receive_after(), 0.02):
+            async with CancelScope(receive_after(), 0.02):
                 await asyncio.sleep(5)
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -71,12 +70,12 @@ def test_work_past_its_deadline_is_stopped() -> None:
 def test_work_for_a_client_that_has_left_is_stopped(
     watch_after_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attendance, "WATCH_AFTER_S", watch_after_s)
+    monkeypatch.setattr(cancellation, "WATCH_AFTER_S", watch_after_s)
 
     async def story() -> None:
         async with asyncio.timeout(2):
-            with pytest.raises(ClientLeft):
-                async with Attended(receive_after((0.0, "http.request"), (0.02, "http.disconnect")), 5):
+            with pytest.raises(ClientDisconnect):
+                async with CancelScope(receive_after((0.0, "http.request"), (0.02, "http.disconnect")), 5):
                     await asyncio.sleep(5)
 
     asyncio.run(story())
@@ -85,11 +84,11 @@ def test_work_for_a_client_that_has_left_is_stopped(
 def test_an_error_inside_and_a_cancellation_from_outside_pass_through() -> None:
     async def story() -> None:
         with pytest.raises(TimeoutError, match="another"):
-            async with Attended(receive_after(), 5):
+            async with CancelScope(receive_after(), 5):
                 raise TimeoutError("another")
 
         async def work() -> None:
-            async with Attended(receive_after(), 5):
+            async with CancelScope(receive_after(), 5):
                 await asyncio.sleep(5)
 
         task = asyncio.ensure_future(work())

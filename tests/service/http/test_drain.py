@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from service.drain import DrainingProtocol, draining
+from service.http.drain import DrainingProtocol, draining
 
 
 @pytest.fixture

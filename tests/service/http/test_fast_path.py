@@ -1,4 +1,4 @@
-"""Requests through the shortcut in front of a small real application."""
+"""Requests through the fast path in front of a small real application."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,8 @@ from fastapi.testclient import TestClient
 from starlette.responses import PlainTextResponse, Response
 
 from service.errors import BadRequest, ViolaError
-from service.shortcut import Shortcut, endpoints_of
+from service.http.fast_path import FastPath, endpoints_of
+from service.http.routes import models
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +28,13 @@ def client() -> Iterator[httpx.Client]:
     async def long(request: Request, name: str) -> Response:
         return PlainTextResponse(name)
 
-    def answer_error(request: Request, error: Exception) -> Response:
+    def respond_with_error(request: Request, error: Exception) -> Response:
         return PlainTextResponse(f"{request.url.path}: {error}", 422)
 
-    app.add_exception_handler(ViolaError, answer_error)
-    app.add_middleware(Shortcut, endpoints=endpoints_of(app.routes, "/short"), answer_error=answer_error)
+    app.add_exception_handler(ViolaError, respond_with_error)
+    app.add_middleware(
+        FastPath, endpoints=endpoints_of(app.routes, "/short"), respond_with_error=respond_with_error
+    )
     with TestClient(app) as client:
         yield client
 
@@ -51,6 +54,11 @@ def test_everything_else_goes_through_the_framework(client: httpx.Client) -> Non
     assert client.post("/short/").url.path == "/short"  # redirected there
     assert client.get("/nowhere").status_code == 404
     assert set(client.get("/openapi.json").json()["paths"]) == {"/short", "/long/{name}"}
+
+
+def test_below_a_prefix_the_paths_have_it() -> None:
+    endpoints = endpoints_of(models.router.routes, "/models", root_path="/viola")
+    assert list(endpoints) == ["/viola/models"]
 
 
 def test_a_path_without_a_route_is_a_mistake_seen_at_start() -> None:

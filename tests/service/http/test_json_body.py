@@ -4,18 +4,20 @@ import asyncio
 import base64
 import gc
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 from starlette.requests import Request
 
-from service import json_body
-from service.audio import decode
 from service.errors import AudioMissing, AudioUnreadable, BadRequest, BodyTooLarge, Overloaded, ViolaError
-from service.json_body import decoded, read_request
-from service.parameters import ClassifyParameters, EmbedParameters
-from service.upload import Intake, Upload, read_clip, read_clips
+from service.http import json_body
+from service.http.json_body import decoded, read_request
+from service.http.parameters import ClassifyParameters, EmbedParameters
+from service.http.request_body import UploadBudget
+from service.http.upload import Upload, read_clip, read_clips
+from service.sound.audio import decode
 
 SOUND = bytes(range(256))
 BASE64 = base64.b64encode(SOUND).decode()
@@ -32,13 +34,13 @@ def request_of(body: bytes, query: str = "", kind: str = "application/json") -> 
     return Request(scope | {"query_string": query.encode()}, receive)
 
 
-def intake(max_body_bytes: int = 100_000_000) -> Intake:
-    return Intake(max_body_bytes, timeout_s=5, max_held_bytes=10**9)
+def budget(max_body_bytes: int = 100_000_000) -> UploadBudget:
+    return UploadBudget(max_body_bytes, timeout_s=5, max_held_bytes=10**9)
 
 
-def read(content: Any, query: str = "", room: Intake | None = None) -> tuple[EmbedParameters, Upload]:
+def read(content: Any, query: str = "", room: UploadBudget | None = None) -> tuple[EmbedParameters, Upload]:
     async def read_both() -> tuple[EmbedParameters, Upload]:
-        request, limits = request_of(json.dumps(content).encode(), query), room or intake()
+        request, limits = request_of(json.dumps(content).encode(), query), room or budget()
         return await read_request(EmbedParameters, request, limits), await read_clip(request, limits)
 
     return asyncio.run(read_both())
@@ -46,7 +48,7 @@ def read(content: Any, query: str = "", room: Intake | None = None) -> tuple[Emb
 
 def read_many(content: Any) -> list[Upload]:
     async def read_both() -> list[Upload]:
-        request, limits = request_of(json.dumps(content).encode()), intake()
+        request, limits = request_of(json.dumps(content).encode()), budget()
         await read_request(ClassifyParameters, request, limits, many=True)
         return await read_clips(request, limits)
 
@@ -107,7 +109,7 @@ def test_a_data_uri_of_raw_pcm_says_its_rate() -> None:
     ],
 )
 def test_what_is_no_sound_is_refused(content: Any, error: type[ViolaError], sentence: str) -> None:
-    room = intake()
+    room = budget()
     with pytest.raises(error, match=sentence):
         read(content, "encoding=float", room)
     assert room.held_bytes == 0
@@ -124,7 +126,7 @@ def test_the_sentence_names_the_sound_of_a_list() -> None:
 
 def test_what_is_no_json_is_refused() -> None:
     with pytest.raises(BadRequest, match="the body is no JSON: "):
-        asyncio.run(read_request(EmbedParameters, request_of(b"{"), intake()))
+        asyncio.run(read_request(EmbedParameters, request_of(b"{"), budget()))
 
 
 def test_a_sentence_repeats_little_of_what_was_sent() -> None:
@@ -133,9 +135,34 @@ def test_a_sentence_repeats_little_of_what_was_sent() -> None:
     assert len(str(refused.value)) < 1000
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"audio": "", ' + ", ".join(f'"{i:x}": 1' for i in range(200_000)) + "}",
+        '{"audio": [' + ", ".join(["1"] * 500_000) + "]}",
+        '{"audio": [' + ", ".join(["{}"] * 500_000) + "]}",
+    ],
+)
+def test_json_of_very_many_values_is_refused_before_it_is_taken_apart(body: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadRequest, match="more than 2000 values"):
+            asyncio.run(read_request(EmbedParameters, request_of(body.encode()), budget()))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * len(body)  # the body itself, where it is held; its values would be twenty times as much
+
+
+def test_the_complaints_of_one_answer_are_few() -> None:
+    with pytest.raises(BadRequest, match=r"and 1001 more$") as refused:
+        read({"audio": BASE64, "top_k": 0} | {f"field{i}": i for i in range(1005)})
+    assert str(refused.value).count(" is not known") == 5
+
+
 def test_a_large_body_is_read_as_a_small_one() -> None:
     sound = np.random.default_rng(0).bytes(3 * json_body.SLICE)
-    room = intake()
+    room = budget()
     _, clip = read({"audio": base64.b64encode(sound).decode()}, room=room)
     assert not isinstance(clip.source, bytes)  # it is long, and therefore in a file, as uploads of all kinds
     assert clip.source.read() == sound
@@ -146,7 +173,7 @@ def test_a_large_body_is_read_as_a_small_one() -> None:
 
 
 def test_sounds_for_which_there_is_no_room_leave_nothing() -> None:
-    room = intake()
+    room = budget()
     content = {"audio": BASE64}
     room.max_held_bytes = len(json.dumps(content))
     _, first = read(content, room=room)
@@ -163,7 +190,7 @@ def test_json_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_clip_holds_its_room_until_it_is_closed_or_forgotten() -> None:
-    room = intake()
+    room = budget()
     _, clip = read({"audio": BASE64}, room=room)
     assert room.held_bytes == room.bytes_in_memory == len(SOUND)
     clip.close()
@@ -178,7 +205,7 @@ def test_another_body_is_left_alone() -> None:
     request = request_of(b"RIFF", "window_s=1", kind="audio/wav")
 
     async def read_both() -> tuple[EmbedParameters, Upload]:
-        return await read_request(EmbedParameters, request, intake()), await read_clip(request, intake())
+        return await read_request(EmbedParameters, request, budget()), await read_clip(request, budget())
 
     parameters, clip = asyncio.run(read_both())
     assert parameters.window_s == 1

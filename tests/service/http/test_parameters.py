@@ -4,7 +4,8 @@ import pytest
 from starlette.datastructures import QueryParams
 
 from service.errors import BadRequest
-from service.parameters import ClassifyParameters, EmbedParameters, openapi, read
+from service.http.openapi_document import query_parameters
+from service.http.parameters import ClassifyParameters, EmbedParameters, read
 
 
 def test_a_query_becomes_values() -> None:
@@ -19,6 +20,12 @@ def test_a_query_becomes_values() -> None:
         ("top_k=0", "top_k: input should be greater than or equal to 1 (it is '0')"),
         ("topk=1", "the parameter `topk` is not known; /docs lists those of this route"),
         ("hop_s=1", "hop_s means nothing without window_s; give both or none"),
+        ("begin=0.5", "begin means nothing without segments=true; give both or none"),
+        (
+            "segments=1&begin=0.5&end=0.6",
+            "end must not be greater than begin: a segment ends with a lower score",
+        ),
+        ("segments=1&begin=0", "begin: input should be greater than 0 (it is '0')"),
         ("top_k=1&head=a&top_k=1", "the parameter `top_k` is given 2 times; give it once"),
     ],
 )
@@ -34,7 +41,7 @@ def test_every_fault_is_told_at_once() -> None:
 
 
 def test_the_document_has_bounds_defaults_and_descriptions() -> None:
-    parameters = {each["name"]: each for each in openapi(ClassifyParameters)["parameters"]}
+    parameters = {each["name"]: each for each in query_parameters(ClassifyParameters)["parameters"]}
     assert parameters["top_k"]["schema"] == {
         "default": 5,
         "minimum": 1,

@@ -13,21 +13,22 @@ import orjson
 import pytest
 import soundfile
 
-from service.answers import (
+from service.errors import Overloaded
+from service.http.parameters import ClassifyParameters, EmbedParameters
+from service.http.request_body import BUDGET, UploadBudget
+from service.http.responses import (
     Dtype,
     classify_content,
     embed_content,
-    json_answer,
-    npy_answer,
+    json_response,
+    npy_response,
     numbers,
     wants_npy,
 )
-from service.embedder import Sound
-from service.errors import Overloaded
-from service.model import Head, Model
-from service.parameters import ClassifyParameters, EmbedParameters
-from service.upload import INTAKE, Intake
-from service.windows import Embedding, Segment
+from service.inference.embedder import EmbeddedClip
+from service.inference.heads import Head
+from service.inference.model import Model
+from service.inference.windows import Embedding, Segment
 
 VECTOR = np.random.default_rng(0).normal(size=3072).astype(np.float32)
 ROWS = VECTOR.reshape(2, 1536)
@@ -37,7 +38,7 @@ ROWS = VECTOR.reshape(2, 1536)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_json_numbers_and_base64_bring_back_every_bit(array: np.ndarray, dtype: Dtype) -> None:
     expected = array.astype(dtype)
-    answer = json_answer({"x": numbers(array, encoding="float", dtype=dtype)})
+    answer = json_response({"x": numbers(array, encoding="float", dtype=dtype)})
     assert np.array_equal(np.array(orjson.loads(answer.body)["x"], dtype=dtype), expected)
     text = numbers(array, encoding="base64", dtype=dtype)
     decoded = np.frombuffer(base64.b64decode(text), dtype=np.dtype(dtype).newbyteorder("<"))
@@ -46,7 +47,7 @@ def test_json_numbers_and_base64_bring_back_every_bit(array: np.ndarray, dtype: 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_npy_brings_back_every_bit(dtype: Dtype) -> None:
-    answer = npy_answer(ROWS, dtype=dtype)
+    answer = npy_response(ROWS, dtype=dtype)
     loaded = np.load(io.BytesIO(answer.body), allow_pickle=False)
     assert loaded.dtype == dtype
     assert np.array_equal(loaded, ROWS.astype(dtype))
@@ -56,11 +57,20 @@ def test_npy_brings_back_every_bit(dtype: Dtype) -> None:
     ("accept", "is_wanted"),
     [
         ("application/x-npy", True),
-        ("Application/X-NPY; q=0.5, application/json", True),
+        ("Application/X-NPY; q=0.5, application/json", False),
         ("text/html, application/x-npy", True),
         ("application/x-npy;q=0, */*", False),
         ("application/x-npy; q=0.000", False),
         ("application/x-npyz", False),
+        ("application/x-npy;q=0.5, application/json;q=0.9", False),
+        ("application/json;q=0.5, application/x-npy;q=0.9", True),
+        ("application/json, application/x-npy", True),
+        ("application/x-npy;q=0.8, */*;q=0.1", True),
+        ("application/x-npy;q=0.5, */*", False),
+        ("application/x-npy;q=0.5, application/json;q=0.2, */*;q=0.9", True),
+        ("application/*;q=0.9, application/x-npy;q=0.5", False),
+        ("application/x-npy;q=nan, application/json;q=0.1", False),
+        ("application/x-npy;q=1.000;v=b", True),
         ("*/*", False),
         ("", False),
     ],
@@ -74,7 +84,7 @@ def test_other_threads_have_their_turn_while_many_rows_are_written() -> None:
     longest = 0.0
     with ThreadPoolExecutor(1) as pool:
         started = before = time.perf_counter()
-        writing = pool.submit(json_answer, {"rows": rows})
+        writing = pool.submit(json_response, {"rows": rows})
         while not writing.done():
             time.sleep(0.001)
             now = time.perf_counter()
@@ -88,11 +98,11 @@ def test_float16_halves_the_bytes() -> None:
 
 
 def test_an_embedding_tells_its_parts_only_when_there_are_some() -> None:
-    plain = embed_content("toy", Sound(Embedding(VECTOR), 1.5), EmbedParameters())
+    plain = embed_content("toy", EmbeddedClip(Embedding(VECTOR), 1.5), EmbedParameters())
     assert list(plain) == ["model", "duration_s", "embedding_size", "embedding"]
     segments = [Segment(0.0, 1.0, VECTOR), Segment(1.0, 1.5, 2 * VECTOR)]
     full = embed_content(
-        "toy", Sound(Embedding(VECTOR, ROWS, np.array([0.5, 1.0]), segments), 1.5), EmbedParameters()
+        "toy", EmbeddedClip(Embedding(VECTOR, ROWS, np.array([0.5, 1.0]), segments), 1.5), EmbedParameters()
     )
     assert np.array_equal(full["frames"]["times_s"], [0.5, 1.0])
     assert full["windows"]["end_s"] == [1.0, 1.5]
@@ -115,7 +125,7 @@ def head(task: str) -> Head:
 
 def tags(toy_model: Model, task: str, **parameters: float) -> list[dict[str, object]]:
     vector = np.array([0.0, np.log(2.0), np.log(5.0), 9.0], dtype=np.float32)  # odds 1 : 2 : 5
-    sound = Sound(Embedding(vector), 1.0)
+    sound = EmbeddedClip(Embedding(vector), 1.0)
     content = classify_content(toy_model, head(task), sound, ClassifyParameters.model_validate(parameters))
     result: list[dict[str, object]] = content["tags"]
     return result
@@ -138,30 +148,30 @@ def test_a_threshold_leaves_tags_out_and_may_leave_none(toy_model: Model) -> Non
 # ── Sending ──
 
 
-def sent(body: str, intake: Intake | None) -> tuple[list[dict[str, Any]], list[int]]:
-    """The messages of an answer, and what the intake held at each."""
+def sent(body: str, budget: UploadBudget | None) -> tuple[list[dict[str, Any]], list[int]]:
+    """The messages of an answer, and what the budget held at each."""
     messages: list[dict[str, Any]] = []
     held: list[int] = []
 
     async def send(message: Any) -> None:
         messages.append(message)
-        held.append(intake.held_bytes if intake else 0)
+        held.append(budget.held_bytes if budget else 0)
 
     async def receive() -> Any:
         raise AssertionError("the body was read before")
 
-    scope = {"type": "http"} | ({INTAKE: intake} if intake else {})
-    asyncio.run(json_answer(body)(scope, receive, send))
+    scope = {"type": "http"} | ({BUDGET: budget} if budget else {})
+    asyncio.run(json_response(body)(scope, receive, send))
     return messages, held
 
 
 def test_a_large_answer_takes_room_until_it_is_sent_in_pieces() -> None:
-    intake = Intake(10, timeout_s=1, max_held_bytes=4_000_000)
+    budget = UploadBudget(10, timeout_s=1, max_held_bytes=4_000_000)
     text = "".join(map(str, range(400_000)))
-    (start, *pieces), held = sent(text, intake)
+    (start, *pieces), held = sent(text, budget)
     n = len(text) + 2
     assert held == [n] * (1 + len(pieces))
-    assert intake.held_bytes == 0
+    assert budget.held_bytes == 0
     assert dict(start["headers"])[b"content-length"] == str(n).encode()
     assert b"".join(piece["body"] for piece in pieces) == f'"{text}"'.encode()
     assert max(len(piece["body"]) for piece in pieces) < 300_000
@@ -169,15 +179,15 @@ def test_a_large_answer_takes_room_until_it_is_sent_in_pieces() -> None:
 
 
 def test_a_large_answer_for_which_there_is_no_room_is_refused_before_it_begins() -> None:
-    intake = Intake(10, timeout_s=1, max_held_bytes=4_000_000, held_bytes=3_000_000)
+    budget = UploadBudget(10, timeout_s=1, max_held_bytes=4_000_000, held_bytes=3_000_000)
     with pytest.raises(Overloaded, match="no room for more answers of this length"):
-        sent("x" * 1_500_000, intake)
-    assert intake.held_bytes == 3_000_000
+        sent("x" * 1_500_000, budget)
+    assert budget.held_bytes == 3_000_000
 
 
 def test_a_small_answer_takes_no_room_and_goes_out_at_once() -> None:
-    intake = Intake(10, timeout_s=1, max_held_bytes=1)
-    messages, held = sent("x" * 1000, intake)
+    budget = UploadBudget(10, timeout_s=1, max_held_bytes=1)
+    messages, held = sent("x" * 1000, budget)
     assert len(messages) == 2
     assert held == [0, 0]
 

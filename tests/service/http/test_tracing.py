@@ -22,36 +22,39 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from service.app import create_app
-from service.embedder import Timings
 from service.errors import Overloaded
-from service.exchange import EXCHANGE, STAGES, Exchange
-from service.gate import MODEL_OF_REQUEST, Gate, error_answer
-from service.keys import Keys
-from service.metrics import Metrics
+from service.http.api_keys import Access, ApiKeys
+from service.http.app import create_app
+from service.http.error_response import error_response
+from service.http.middleware import RequestMiddleware
+from service.http.request_record import RECORD, STAGES, RequestRecord
+from service.http.tracing import Tracer, stage_times
+from service.inference.embedder import Timings
+from service.process.metrics import Metrics
 from service.settings import Settings
-from service.tracing import Tracer, stage_times
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TIMINGS = Timings(read=0.001, decode=0.002, logmel=0.001, queue=0.003, inference=0.004, encode=0.001)
 
 
 def request_through(tracer: Tracer, *, headers: dict[str, str] | None = None, fails: bool = False) -> None:
-    """One request through a gate with this tracer."""
+    """One request through a middleware with this tracer."""
     metrics = Metrics()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        scope[MODEL_OF_REQUEST] = "toy"
-        scope[EXCHANGE].timings, scope[EXCHANGE].audio_s = TIMINGS, 1.0
+        scope[RECORD].model = "toy"
+        scope[RECORD].timings, scope[RECORD].audio_s = TIMINGS, 1.0
         await asyncio.sleep(0.02)
-        answer = error_answer(Overloaded("full"), metrics, scope) if fails else Response("ok")
+        answer = error_response(Overloaded("full"), metrics, scope) if fails else Response("ok")
         await answer(scope, receive, send)
 
-    gate = Gate(app, metrics=metrics, keys=Keys(), routes={"/embed"}, tracer=tracer)
+    middleware = RequestMiddleware(
+        app, metrics=metrics, access=Access(ApiKeys(), ApiKeys()), routes={"/embed"}, tracer=tracer
+    )
 
     async def ask() -> None:
-        transport = httpx.ASGITransport(gate)
+        transport = httpx.ASGITransport(middleware)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             await client.post("/embed", headers=headers)
 
@@ -125,15 +128,15 @@ def test_an_error_of_the_server_is_marked(tracer: Tracer, spans: InMemorySpanExp
 
 
 def test_the_log_line_names_the_trace(tracer: Tracer) -> None:
-    exchange = Exchange({"method": "POST"}, path="/embed", request_id=b"x", status=200)
-    tracer.trace(exchange, 0.01, {b"traceparent": f"00-{TRACE}-{PARENT}-01".encode()})
-    assert exchange.fields(0.01)["trace_id"] == TRACE
+    record = RequestRecord({"method": "POST"}, path="/embed", request_id=b"x", status=200)
+    tracer.trace(record, 0.01, {b"traceparent": f"00-{TRACE}-{PARENT}-01".encode()})
+    assert record.fields(0.01)["trace_id"] == TRACE
 
 
 def test_stages_that_add_up_to_more_than_the_request_stay_within_it() -> None:
-    exchange = Exchange({"method": "POST"}, path="/embed/batch", request_id=b"x", status=200)
-    exchange.timings = Timings(decode=5.0, inference=7.0)
-    times = stage_times(exchange, 1000, 2000)
+    record = RequestRecord({"method": "POST"}, path="/embed/batch", request_id=b"x", status=200)
+    record.timings = Timings(decode=5.0, inference=7.0)
+    times = stage_times(record, 1000, 2000)
     assert times == [("decode", 1000, 1000), ("inference", 1000, 2000)]
 
 
@@ -169,7 +172,9 @@ def test_spans_arrive_at_a_receiver_of_otlp(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_nothing_of_the_sdk_is_imported_while_it_is_off() -> None:
-    program = "import sys, service.app; print('opentelemetry.sdk' in sys.modules, 'requests' in sys.modules)"
+    program = (
+        "import sys, service.http.app; print('opentelemetry.sdk' in sys.modules, 'requests' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "False False\n", done.stderr
 

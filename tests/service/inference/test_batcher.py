@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
@@ -11,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batcher, _Share
 from service.errors import Overloaded, ViolaError
+from service.inference.batcher import Batcher, _Call
 
 
 class Job(NamedTuple):
@@ -73,9 +74,9 @@ async def hold_the_worker(batcher: Batcher[Job, str], recorder: Recorder) -> "as
     return task
 
 
-async def line_up(batcher: Batcher[Job, str], *requests: list[Job]) -> "list[asyncio.Task[list[str]]]":
+async def enqueue(batcher: Batcher[Job, str], *requests: list[Job]) -> "list[asyncio.Task[list[str]]]":
     tasks = [asyncio.create_task(batcher.submit(request)) for request in requests]
-    await asyncio.sleep(0)  # one turn of the loop: every task has entered the line
+    await asyncio.sleep(0)  # one turn of the loop: every task is in the queue
     return tasks
 
 
@@ -89,7 +90,7 @@ def test_a_lone_request_is_answered_at_once_and_in_order() -> None:
 def test_what_waits_while_the_worker_is_busy_becomes_one_batch() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         first = await hold_the_worker(batcher, recorder)
-        tasks = await line_up(batcher, [Job("a")], [Job("b")], [Job("c")])
+        tasks = await enqueue(batcher, [Job("a")], [Job("b")], [Job("c")])
         recorder.gate.set()
         assert await asyncio.gather(*tasks) == [["A"], ["B"], ["C"]]
         await first
@@ -100,7 +101,7 @@ def test_what_waits_while_the_worker_is_busy_becomes_one_batch() -> None:
 def test_only_items_of_one_group_share_a_batch() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         await hold_the_worker(batcher, recorder)
-        tasks = await line_up(batcher, [Job("a1", group="a")], [Job("b1", group="b")], [Job("a2", group="a")])
+        tasks = await enqueue(batcher, [Job("a1", group="a")], [Job("b1", group="b")], [Job("a2", group="a")])
         recorder.gate.set()
         await asyncio.gather(*tasks)
 
@@ -111,7 +112,7 @@ def test_a_batch_keeps_its_budgets_of_cost_and_of_items() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         await hold_the_worker(batcher, recorder)
         jobs = [Job("60", 60), Job("40", 40), Job("1", 1), *[Job(f"n{i}") for i in range(9)]]
-        tasks = await line_up(batcher, *[[job] for job in jobs])
+        tasks = await enqueue(batcher, *[[job] for job in jobs])
         recorder.gate.set()
         await asyncio.gather(*tasks)
 
@@ -126,10 +127,31 @@ def test_an_item_larger_than_the_budget_goes_alone() -> None:
     assert with_batcher(story).batches == [["huge"], ["tiny"]]
 
 
+def test_what_was_admitted_once_comes_again_and_again_however_full_the_queue_is() -> None:
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        always = batcher.admit_always(3)
+        first = await hold_the_worker(batcher, recorder)
+        with pytest.raises(Overloaded):
+            batcher.admit(10)
+        assert batcher.admitted_cost == 1  # it takes no room before it has something to do
+        with always:
+            running = asyncio.create_task(always.run([Job("a")]))
+            await asyncio.sleep(0)
+            assert batcher.admitted_cost == 4
+            recorder.gate.set()
+            assert await running == ["A"]
+        assert await first == ["FIRST"]
+        with always:
+            assert await always.run([Job("b")]) == ["B"]
+        assert batcher.admitted_cost == 0
+
+    with_batcher(story, max_queue_cost=5)
+
+
 def test_requests_of_one_group_take_turns() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         await hold_the_worker(batcher, recorder)
-        tasks = await line_up(batcher, [Job(f"a{i}") for i in range(4)], [Job("b0"), Job("b1")], [Job("c0")])
+        tasks = await enqueue(batcher, [Job(f"a{i}") for i in range(4)], [Job("b0"), Job("b1")], [Job("c0")])
         recorder.gate.set()
         await asyncio.gather(*tasks)
 
@@ -141,18 +163,18 @@ def test_the_many_windows_of_a_long_clip_let_short_clips_pass() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         await hold_the_worker(batcher, recorder)
         long = [Job(f"w{i}", 10, "long") for i in range(5)]
-        tasks = await line_up(batcher, long, [Job("s0", 1, "short")], [Job("s1", 1, "short")])
+        tasks = await enqueue(batcher, long, [Job("s0", 1, "short")], [Job("s1", 1, "short")])
         recorder.gate.set()
         await asyncio.gather(*tasks)
 
-    # A quarter of a batch at a time: somebody may come meanwhile.
+    # A quarter of a batch at a time: another may come meanwhile.
     assert with_batcher(story).batches == [["first"], ["w0", "w1"], ["s0", "s1"], ["w2", "w3"], ["w4"]]
 
 
 def test_a_window_that_is_more_than_a_quarter_of_a_batch_goes_alone() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         await hold_the_worker(batcher, recorder)
-        tasks = await line_up(batcher, [Job(f"w{i}", 20, "long") for i in range(3)], [Job("s", 1, "short")])
+        tasks = await enqueue(batcher, [Job(f"w{i}", 20, "long") for i in range(3)], [Job("s", 1, "short")])
         recorder.gate.set()
         await asyncio.gather(*tasks)
 
@@ -162,13 +184,13 @@ def test_a_window_that_is_more_than_a_quarter_of_a_batch_goes_alone() -> None:
 def test_a_newcomer_goes_before_the_next_window_of_a_long_clip() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         first = await hold_the_worker(batcher, recorder)
-        (long,) = await line_up(batcher, [Job(f"w{i}", 100, group="window") for i in range(4)])
+        (long,) = await enqueue(batcher, [Job(f"w{i}", 100, group="window") for i in range(4)])
         recorder.entered.clear()
         recorder.gate.set()
         while len(recorder.batches) < 2:
             await asyncio.sleep(0)
             recorder.gate.clear()
-        (short,) = await line_up(batcher, [Job("short")])  # while w0 is run, w1 has waited longer
+        (short,) = await enqueue(batcher, [Job("short")])  # while w0 is run, w1 has waited longer
         recorder.gate.set()
         await asyncio.gather(first, long, short)
 
@@ -182,21 +204,72 @@ def test_newcomers_do_not_keep_a_long_clip_waiting_for_ever() -> None:
     async def take() -> list[str]:
         taken: list[str] = []
         long = batcher.admit(1)
-        batcher.enter(long, _Share([Job(f"w{i}", 100, group="window") for i in range(3)]))
-        taken += [each.item.name for each in batcher._take()]
+        batcher.enqueue(long, _Call([Job(f"w{i}", 100, group="window") for i in range(3)]))
+        taken += [each.item.name for each in batcher._next_batch()]
         for number in range(9):  # there is always one that was never served
-            batcher.enter(batcher.admit(1), _Share([Job(f"s{number}", 100)]))
-            taken += [each.item.name for each in batcher._take()]
+            batcher.enqueue(batcher.admit(1), _Call([Job(f"s{number}", 100)]))
+            taken += [each.item.name for each in batcher._next_batch()]
         return taken
 
     assert asyncio.run(take()) == ["w0", "s0", "s1", "s2", "w1", "s3", "s4", "s5", "s6", "w2"]
+
+
+def test_a_stream_at_full_speed_takes_turns_with_clips() -> None:
+    """It comes with its next piece as soon as the one before is done, while eight clips wait."""
+
+    async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
+        first = await hold_the_worker(batcher, recorder)
+        always = batcher.admit_always(50)
+
+        async def stream() -> None:
+            for number in range(8):
+                with always:
+                    await always.run([Job(f"piece{number}", 50, "piece")])
+
+        streaming = asyncio.create_task(stream())
+        clips = await enqueue(batcher, *([Job(f"clip{number}", 100, "clip")] for number in range(8)))
+        recorder.gate.set()
+        await asyncio.gather(first, streaming, *clips)
+
+    batches = with_batcher(story, max_batch_cost=100).batches[1:]
+    order = [name.rstrip("0123456789") for (name,) in batches]
+    assert order.count("clip") == order.count("piece") == 8
+    # The clips were there first, and are new: they let one piece of four pass, and none waits longer.
+    n_before_last_clip = order[: len(order) - order[::-1].index("clip")].count("piece")
+    assert 1 <= n_before_last_clip <= 4
+    assert order.index("piece") <= 4
+
+
+def test_clips_that_never_end_do_not_starve_a_stream() -> None:
+    """Three clients send a clip as soon as the one before is answered; a piece waits for those that are there
+    when it comes, and is overtaken three times at most."""
+    batcher = batcher_for(Recorder(), max_batch_cost=100)
+
+    async def take() -> list[str]:
+        taken: list[str] = []
+        always = batcher.admit_always(100)
+        for _ in range(3):
+            batcher.enqueue(batcher.admit(1), _Call([Job("clip", 100)]))
+        for _ in range(20):
+            if not always.waiting:
+                batcher.enqueue(always, _Call([Job("piece", 100, group="piece")]))
+            (job,) = batcher._next_batch()
+            taken.append(job.item.name)
+            if taken[-1] == "clip":
+                batcher.enqueue(batcher.admit(1), _Call([Job("clip", 100)]))
+        return taken
+
+    taken = asyncio.run(take())
+    waits = [len([*gap]) for name, gap in itertools.groupby(taken) if name == "clip"]
+    assert taken.count("piece") >= 3
+    assert max(waits) <= 3 + 3
 
 
 def test_two_requests_that_share_no_group_do_not_alternate_in_batches_of_one() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         await hold_the_worker(batcher, recorder)
         a, b = ([Job(f"{name}{i}", 5, name) for i in range(8)] for name in "ab")
-        tasks = await line_up(batcher, a, b)
+        tasks = await enqueue(batcher, a, b)
         recorder.gate.set()
         await asyncio.gather(*tasks)
 
@@ -208,10 +281,10 @@ def test_a_batch_is_held_for_those_who_are_coming_and_no_longer() -> None:
     coming = {"b"}
 
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
-        (a,) = await line_up(batcher, [Job("a")])
+        (a,) = await enqueue(batcher, [Job("a")])
         await asyncio.sleep(0.05)
         assert recorder.batches == []
-        (b,) = await line_up(batcher, [Job("b")])
+        (b,) = await enqueue(batcher, [Job("b")])
         coming.clear()
         batcher.reconsider()
         async with asyncio.timeout(2):  # far below hold_s
@@ -229,7 +302,7 @@ def test_a_hold_ends_after_its_time_or_with_a_full_batch() -> None:
 
     async def full(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         async with asyncio.timeout(2):
-            await asyncio.gather(*await line_up(batcher, [Job("a")], [Job("b")]))
+            await asyncio.gather(*await enqueue(batcher, [Job("a")], [Job("b")]))
 
     assert with_batcher(in_vain, hold_s=0.02, is_more_coming=lambda: True).batches == [["a"]]
     held = with_batcher(full, hold_s=60.0, is_more_coming=lambda: True, max_batch_items=2)
@@ -248,7 +321,7 @@ def test_while_others_wait_the_groups_of_a_request_take_turns_too() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         await hold_the_worker(batcher, recorder)
         mixed = [Job("a0", group="a"), Job("a1", group="a"), Job("b0", group="b")]
-        tasks = await line_up(batcher, mixed, [Job("c0", group="c")], [Job("b1", group="b")])
+        tasks = await enqueue(batcher, mixed, [Job("c0", group="c")], [Job("b1", group="b")])
         recorder.gate.set()
         await asyncio.gather(*tasks)
 
@@ -258,10 +331,10 @@ def test_while_others_wait_the_groups_of_a_request_take_turns_too() -> None:
 def test_a_request_is_admitted_whole_or_not_at_all() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         await hold_the_worker(batcher, recorder)  # costs 1
-        fits, too_much = await line_up(batcher, [Job("a", 6)], [Job("b", 2), Job("c", 2)])
+        fits, too_much = await enqueue(batcher, [Job("a", 6)], [Job("b", 2), Job("c", 2)])
         with pytest.raises(Overloaded):
             await too_much
-        (exact,) = await line_up(batcher, [Job("d", 3)])
+        (exact,) = await enqueue(batcher, [Job("d", 3)])
         recorder.gate.set()
         assert [await fits, await exact] == [["A"], ["D"]]
 
@@ -271,11 +344,11 @@ def test_a_request_is_admitted_whole_or_not_at_all() -> None:
 
 def test_an_admitted_request_is_never_refused_later() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
-        with batcher.admit(4) as place:
+        with batcher.admit(4) as admission:
             with batcher.admit(6), pytest.raises(Overloaded), batcher.admit(1):
                 pass
-            for share in range(5):
-                assert await place.run([Job(f"{share}", 4)]) == [f"{share}"]
+            for n in range(5):
+                assert await admission.run([Job(f"{n}", 4)]) == [f"{n}"]
         assert batcher.admitted_cost == 0
 
     with_batcher(story, max_queue_cost=10)
@@ -311,16 +384,16 @@ def test_a_request_that_would_wait_too_long_is_refused() -> None:
 
 def test_an_idle_batcher_lets_a_thread_run_its_item_itself() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
-        assert await asyncio.to_thread(batcher.run_here, [Job("a")]) == ["A"]
+        assert await asyncio.to_thread(batcher.run_inline, [Job("a")]) == ["A"]
         assert batcher.stuck_s == 0
 
     assert with_batcher(story).batches == [["a"]]
 
 
-def test_where_somebody_is_worked_for_a_thread_leaves_its_item_to_the_worker() -> None:
+def test_where_others_are_served_a_thread_leaves_its_item_to_the_worker() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         first = await hold_the_worker(batcher, recorder)
-        assert await asyncio.to_thread(batcher.run_here, [Job("a")]) is None
+        assert await asyncio.to_thread(batcher.run_inline, [Job("a")]) is None
         recorder.gate.set()
         await first
 
@@ -330,23 +403,23 @@ def test_where_somebody_is_worked_for_a_thread_leaves_its_item_to_the_worker() -
 def test_the_worker_waits_for_the_thread_that_runs_an_item_itself() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         recorder.gate.clear()
-        here = asyncio.create_task(asyncio.to_thread(batcher.run_here, [Job("a")]))
+        here = asyncio.create_task(asyncio.to_thread(batcher.run_inline, [Job("a")]))
         await asyncio.to_thread(recorder.entered.wait, 5)
-        with batcher.admit(1) as place:
-            there = asyncio.create_task(place.run([Job("b")]))
+        with batcher.admit(1) as admission:
+            there = asyncio.create_task(admission.run([Job("b")]))
             await asyncio.sleep(0.05)
             assert recorder.batches == [["a"]]
             assert batcher.stuck_s > 0.04
             recorder.gate.set()
             assert await asyncio.gather(here, there) == [["A"], ["B"]]
-        assert place.waited_s > 0.04  # that was no inference
+        assert admission.waited_s > 0.04  # that was no inference
 
     assert with_batcher(story).batches == [["a"], ["b"]]
 
 
 def test_an_item_that_fails_in_its_thread_is_the_workers_to_fail() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
-        assert await asyncio.to_thread(batcher.run_here, [Job("poison")]) is None
+        assert await asyncio.to_thread(batcher.run_inline, [Job("poison")]) is None
         with pytest.raises(ValueError, match="poison"):
             await batcher.submit([Job("poison")])
         assert await batcher.submit([Job("b")]) == ["B"]
@@ -359,7 +432,7 @@ def test_items_whose_caller_has_gone_are_dropped_before_the_batch_forms() -> Non
 
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         await hold_the_worker(batcher, recorder)
-        gone, stays = await line_up(batcher, [Job("gone1"), Job("gone2")], [Job("stays")])
+        gone, stays = await enqueue(batcher, [Job("gone1"), Job("gone2")], [Job("stays")])
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
         recorder.gate.set()
@@ -385,7 +458,7 @@ def test_what_missed_its_deadline_is_not_worked_on() -> None:
 def test_a_poison_item_fails_alone() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         await hold_the_worker(batcher, recorder)
-        good, bad, mixed = await line_up(
+        good, bad, mixed = await enqueue(
             batcher, [Job("good")], [Job("poison")], [Job("fine"), Job("poison too"), Job("also fine")]
         )
         recorder.gate.set()
@@ -402,7 +475,7 @@ def test_a_batch_that_raises_is_halved_until_the_culprit_is_alone() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         await hold_the_worker(batcher, recorder)
         names = ["a", "b", "c", "d", "e", "poison", "g", "h"]
-        tasks = await line_up(batcher, *[[Job(name)] for name in names])
+        tasks = await enqueue(batcher, *[[Job(name)] for name in names])
         recorder.gate.set()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
         assert [isinstance(answer, ValueError) for answer in answers] == [name == "poison" for name in names]
@@ -415,27 +488,27 @@ def test_a_batch_that_raises_is_halved_until_the_culprit_is_alone() -> None:
 def test_an_error_of_the_batcher_itself_is_told_to_those_who_wait_and_it_goes_on() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         await hold_the_worker(batcher, recorder)
-        take, batcher._take = batcher._take, lambda: 1 / 0  # type: ignore[method-assign,assignment]
-        tasks = await line_up(batcher, [Job("a")], [Job("b"), Job("c")])
+        take, batcher._next_batch = batcher._next_batch, lambda: 1 / 0  # type: ignore[method-assign,assignment]
+        tasks = await enqueue(batcher, [Job("a")], [Job("b"), Job("c")])
         recorder.gate.set()
         for task in tasks:
             with pytest.raises(ZeroDivisionError):
                 await task
-        batcher._take = take  # type: ignore[method-assign]
+        batcher._next_batch = take  # type: ignore[method-assign]
         assert batcher.is_working
         assert await batcher.submit([Job("d")]) == ["D"]
 
     with_batcher(story)
 
 
-@pytest.mark.parametrize("step", ["_forget_those_who_left", "_deliver", "_measure"])
-def test_an_error_of_the_batcher_is_told_to_those_who_left_the_line_too(step: str) -> None:
+@pytest.mark.parametrize("step", ["_drop_stale", "_deliver", "_measure"])
+def test_an_error_of_the_batcher_is_told_to_those_who_left_the_queue_too(step: str) -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         await hold_the_worker(batcher, recorder)
-        tasks = await line_up(batcher, [Job("a"), Job("b", group="b")], [Job("c")])
+        tasks = await enqueue(batcher, [Job("a"), Job("b", group="b")], [Job("c")])
         works = getattr(batcher, step)
         setattr(batcher, step, lambda *_: 1 / 0)
-        batcher.somebody_left()
+        batcher.note_stale()
         recorder.gate.set()
         for task in tasks:
             with pytest.raises(ZeroDivisionError):
@@ -446,11 +519,13 @@ def test_an_error_of_the_batcher_is_told_to_those_who_left_the_line_too(step: st
     with_batcher(story)
 
 
-def test_an_error_while_a_batch_is_taken_leaves_no_place_without_an_answer() -> None:
+def test_an_error_while_a_batch_is_taken_leaves_no_admission_without_an_answer() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         first = await hold_the_worker(batcher, recorder)
         with batcher.admit(2) as early, batcher.admit(2) as late:
-            tasks = [asyncio.ensure_future(place.run([Job("a"), Job("b")])) for place in (early, late)]
+            tasks = [
+                asyncio.ensure_future(admission.run([Job("a"), Job("b")])) for admission in (early, late)
+            ]
             await asyncio.sleep(0)
             first_of, late.first_of = late.first_of, lambda group: 1 / 0  # type: ignore[method-assign,assignment,return-value]
             recorder.gate.set()
@@ -459,8 +534,8 @@ def test_an_error_while_a_batch_is_taken_leaves_no_place_without_an_answer() -> 
                 with pytest.raises(ZeroDivisionError):
                     await asyncio.wait_for(task, 2)
             late.first_of = first_of  # type: ignore[method-assign]
-            for place in (early, late):  # as the other clips of a batch do
-                assert await asyncio.wait_for(place.run([Job("c")]), 2) == ["C"]
+            for admission in (early, late):  # as the other clips of a batch do
+                assert await asyncio.wait_for(admission.run([Job("c")]), 2) == ["C"]
 
     with_batcher(story)
 
@@ -478,7 +553,7 @@ def test_an_error_that_is_no_items_fault_is_the_answer_to_all_without_another_tr
         batcher = batcher_for(refuse)
         batcher.start()
         answers = await asyncio.gather(
-            *await line_up(batcher, *[[Job("a")] for _ in range(8)]), return_exceptions=True
+            *await enqueue(batcher, *[[Job("a")] for _ in range(8)]), return_exceptions=True
         )
         assert [(str(each), getattr(each, "retry_after_s", 0)) for each in answers] == (
             [("the model failed", 7)] * 8
@@ -567,7 +642,7 @@ def test_draining_finishes_what_was_admitted_and_admits_nobody_else() -> None:
         batcher = batcher_for(recorder)
         batcher.start()
         first = await hold_the_worker(batcher, recorder)
-        (waiting,) = await line_up(batcher, [Job("a")])
+        (waiting,) = await enqueue(batcher, [Job("a")])
         draining = asyncio.create_task(batcher.drain())
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
@@ -580,27 +655,27 @@ def test_draining_finishes_what_was_admitted_and_admits_nobody_else() -> None:
     asyncio.run(story())
 
 
-def test_a_place_tells_how_long_it_waited_and_ran() -> None:
+def test_an_admission_tells_how_long_it_waited_and_ran() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         await hold_the_worker(batcher, recorder)
-        with batcher.admit(1) as place:
-            task = asyncio.create_task(place.run([Job("a")]))
+        with batcher.admit(1) as admission:
+            task = asyncio.create_task(admission.run([Job("a")]))
             await asyncio.sleep(0.02)
             recorder.gate.set()
             await task
-            assert place.waited_s > 0.015
-            assert place.ran_s > 0
+            assert admission.waited_s > 0.015
+            assert admission.ran_s > 0
 
     with_batcher(story)
 
 
-def test_every_share_tells_how_long_it_waited() -> None:
+def test_every_call_tells_how_long_it_waited() -> None:
     waits: list[float] = []
 
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
-        with batcher.admit(2) as place:
-            await asyncio.gather(place.run([Job("a")]), place.run([Job("b"), Job("c")]))
-            assert place.waited_s == pytest.approx(sum(waits))
+        with batcher.admit(2) as admission:
+            await asyncio.gather(admission.run([Job("a")]), admission.run([Job("b"), Job("c")]))
+            assert admission.waited_s == pytest.approx(sum(waits))
 
     with_batcher(story, on_wait=waits.append)
     assert len(waits) == 2
@@ -610,7 +685,7 @@ def test_a_wait_fills_a_batch_and_ends_when_it_is_full() -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
         tasks = []
         for name in "ab":
-            tasks += await line_up(batcher, [Job(name)])
+            tasks += await enqueue(batcher, [Job(name)])
         async with asyncio.timeout(2):  # far below max_wait_s: the second request fills the batch
             await asyncio.gather(*tasks)
 
@@ -626,7 +701,7 @@ jobs = st.builds(
 @given(requests=st.lists(st.lists(jobs, min_size=1, max_size=5), min_size=1, max_size=12))
 def test_whatever_comes_everyone_is_answered_for_themselves(requests: list[list[Job]]) -> None:
     async def story(batcher: Batcher[Job, str], recorder: Recorder) -> None:
-        tasks = await line_up(batcher, *requests)
+        tasks = await enqueue(batcher, *requests)
         answers = await asyncio.gather(*tasks, return_exceptions=True)
         for request, answer in zip(requests, answers, strict=True):
             if any(job.name == "poison" for job in request):

@@ -7,22 +7,22 @@ import io
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
-from service import embedder as embedder_module
-from service import windows
-from service.embedder import Ask, Embedder, Timings
 from service.errors import AudioUnreadable, BadRequest, Overloaded, ViolaError
-from service.metrics import Metrics
-from service.model import Model
+from service.inference import embedder as embedder_module
+from service.inference import windows
+from service.inference.embedder import EmbeddedClip, Embedder, EmbedOptions, Timings
+from service.inference.model import Model
+from service.inference.threads import plan
+from service.process.metrics import Metrics
 from service.settings import Settings
-from service.threads import plan
-from service.upload import Upload
+from service.sound.audio import Source
 
 WINDOW = 200  # log-mel frames, 2 s: the toy's longest
 
@@ -49,33 +49,42 @@ def with_embedder(story: Callable[[Embedder], Awaitable[None]], **settings: Any)
     return metrics
 
 
+def embed(embedder: Embedder, model: Model, clip: Source, *, as_batch: bool = False) -> Awaitable[object]:
+    """By itself, or as the one clip of a batch."""
+    if as_batch:
+        return embedder.embed_all(model, [clip], EmbedOptions(), Timings())
+    return embedder.embed(model, clip, EmbedOptions(), Timings())
+
+
 @pytest.mark.parametrize("seconds", [0.01, 1.0, 2.0, 7.9, 8.1, 30.0])
 @pytest.mark.parametrize(
-    "ask", [Ask(), Ask(frames=True), Ask(window_s=1.0, hop_s=0.5)], ids=["clip", "frames", "windows"]
+    "options",
+    [EmbedOptions(), EmbedOptions(frames=True), EmbedOptions(window_s=1.0, hop_s=0.5)],
+    ids=["clip", "frames", "windows"],
 )
-def test_shares_through_the_batcher_give_what_one_window_after_the_other_gives(
-    seconds: float, ask: Ask, toy_model: Model
+def test_chunks_through_the_batcher_give_what_one_window_after_the_other_gives(
+    seconds: float, options: EmbedOptions, toy_model: Model
 ) -> None:
     content = flac(seconds)
 
     async def story(embedder: Embedder) -> None:
-        sound = await embedder.embed(toy_model, Upload(content), ask, Timings())
+        sound = await embedder.embed(toy_model, content, options, Timings())
         samples = soundfile.read(io.BytesIO(content), dtype="float32")[0]
         expected = windows.embed(
             toy_model.run,
             toy_model.card,
             [toy_model.logmel(samples)],
-            frames=ask.frames,
-            window_s=ask.window_s,
-            hop_s=ask.hop_s,
+            frames=options.frames,
+            window_s=options.window_s,
+            hop_s=options.hop_s,
         )
         assert sound.duration_s == seconds
         np.testing.assert_allclose(sound.embedding.vector, expected.vector, rtol=1e-5, atol=1e-5)
         if expected.frames is not None and expected.times_s is not None:
             np.testing.assert_allclose(sound.embedding.frames, expected.frames, rtol=1e-5, atol=1e-5)
             np.testing.assert_allclose(sound.embedding.times_s, expected.times_s)
-        if ask.window_s and ask.hop_s:
-            times_s = windows.segment_times_s(seconds, ask.window_s, ask.hop_s)
+        if options.window_s and options.hop_s:
+            times_s = windows.segment_times_s(seconds, options.window_s, options.hop_s)
             assert [(each.start_s, each.end_s) for each in sound.embedding.segments] == times_s
         # embed does not know the duration: the frame centred on the clip's end may give it one segment more.
         for segment, same in zip(sound.embedding.segments, expected.segments, strict=False):
@@ -84,7 +93,7 @@ def test_shares_through_the_batcher_give_what_one_window_after_the_other_gives(
     with_embedder(story)
 
 
-def test_a_long_clip_holds_two_shares_of_the_queue_and_a_short_one_what_it_is(toy_model: Model) -> None:
+def test_a_long_clip_holds_two_chunks_of_the_queue_and_a_short_one_what_it_is(toy_model: Model) -> None:
     async def story(embedder: Embedder) -> None:
         costs: list[int] = []
         admit = embedder.batcher.admit
@@ -94,11 +103,11 @@ def test_a_long_clip_holds_two_shares_of_the_queue_and_a_short_one_what_it_is(to
             return admit(cost)
 
         embedder.batcher.admit = note
-        await embedder.embed_all(toy_model, [Upload(flac(1.0))], Ask(), Timings())
+        await embedder.embed_all(toy_model, [flac(1.0)], EmbedOptions(), Timings())
         assert costs == [104]  # 101 frames, padded
         costs.clear()
-        await embedder.embed(toy_model, Upload(flac(60.0)), Ask(), Timings())
-        assert costs == [2 * embedder_module.SHARE * WINDOW]
+        await embedder.embed(toy_model, flac(60.0), EmbedOptions(), Timings())
+        assert costs == [2 * embedder_module.CHUNK_WINDOWS * WINDOW]
 
     with_embedder(story)
 
@@ -111,14 +120,14 @@ def test_a_clip_that_will_find_no_room_is_refused_before_it_is_decoded(
     def wait_and_read(clip: Any) -> Any:
         gate.wait(5)
         decoded.append(clip)
-        return next_share(clip)
+        return next_chunk(clip)
 
-    next_share = embedder_module._Clip.next_share
-    monkeypatch.setattr(embedder_module._Clip, "next_share", wait_and_read)
+    next_chunk = embedder_module._Clip.next_chunk
+    monkeypatch.setattr(embedder_module._Clip, "next_chunk", wait_and_read)
 
     async def story(embedder: Embedder) -> None:
         def one() -> "asyncio.Task[Any]":
-            return asyncio.ensure_future(embedder.embed(toy_model, Upload(flac(1.0)), Ask(), Timings()))
+            return asyncio.ensure_future(embedder.embed(toy_model, flac(1.0), EmbedOptions(), Timings()))
 
         gate.set()
         for _ in range(40):  # 104 frames each: that is what it will expect of a clip
@@ -142,7 +151,7 @@ def test_a_clip_that_breaks_off_late_fails_and_leaves_nothing_in_the_queue(toy_m
 
     async def story(embedder: Embedder) -> None:
         with pytest.raises(AudioUnreadable):
-            await embedder.embed(toy_model, Upload(content[: len(content) * 2 // 3]), Ask(), Timings())
+            await embedder.embed(toy_model, content[: len(content) * 2 // 3], EmbedOptions(), Timings())
 
     with_embedder(story)
 
@@ -151,24 +160,28 @@ def test_a_clip_of_a_batch_that_breaks_off_late_fails_alone(toy_model: Model) ->
     long, short = flac(60.0), flac(0.5)
 
     async def story(embedder: Embedder) -> None:
-        uploads = [Upload(short), Upload(long[: len(long) * 2 // 3]), Upload(b"text"), Upload(long)]
-        results = await embedder.embed_all(toy_model, uploads, Ask(), Timings())
+        clips = [short, long[: len(long) * 2 // 3], b"text", long]
+        results = await embedder.embed_all(toy_model, clips, EmbedOptions(), Timings())
         assert [isinstance(each, ViolaError) for each in results] == [False, True, True, False]
 
     with_embedder(story)
+
+
+async def n_refused(works: Iterable[Awaitable[object]]) -> int:
+    """How many of those that begin at the same time are refused as too many."""
+    answers = await asyncio.gather(*works, return_exceptions=True)
+    return sum(isinstance(each, Overloaded) for each in answers)
 
 
 def test_too_many_clips_that_wait_to_be_decoded_are_refused(
     toy_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedder_module, "MAX_WAITING_PER_THREAD", 2)
-    clips = [Upload(flac(0.2)) for _ in range(9)]
+    clips = [flac(0.2) for _ in range(9)]
 
     async def story(embedder: Embedder) -> None:
-        answers = await asyncio.gather(
-            *(embedder.embed(toy_model, clip, Ask(), Timings()) for clip in clips), return_exceptions=True
-        )
-        assert sum(isinstance(each, Overloaded) for each in answers) == 5  # two threads, two for each
+        # Two threads, and two clips may wait for each.
+        assert await n_refused(embed(embedder, toy_model, clip) for clip in clips) == 5
 
     with_embedder(story)
 
@@ -179,10 +192,39 @@ def test_an_answer_that_would_be_too_large_is_refused_early(
     monkeypatch.setattr(embedder_module, "MAX_NUMBERS", 16 * 100)
 
     async def story(embedder: Embedder) -> None:
-        for ask in (Ask(frames=True), Ask(window_s=1.0, hop_s=0.02)):
+        for options in (EmbedOptions(frames=True), EmbedOptions(window_s=1.0, hop_s=0.02)):
             with pytest.raises(BadRequest, match="more than 1600 numbers"):
-                await embedder.embed(toy_model, Upload(flac(5.0)), ask, Timings())
-            await embedder.embed(toy_model, Upload(flac(1.0)), ask, Timings())
+                await embedder.embed(toy_model, flac(5.0), options, Timings())
+            await embedder.embed(toy_model, flac(1.0), options, Timings())
+
+    with_embedder(story)
+
+
+def test_a_picture_counts_in_the_size_of_the_answer(
+    toy_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_mels = toy_model.card.frontend.n_mels
+    monkeypatch.setattr(embedder_module, "MAX_NUMBERS", 100 * n_mels)
+
+    async def story(embedder: Embedder) -> None:
+        await embedder.embed(toy_model, flac(5.0), EmbedOptions(logmel_columns=100), Timings())
+        with pytest.raises(BadRequest, match="fewer logmel_columns"):
+            await embedder.embed(toy_model, flac(5.0), EmbedOptions(logmel_columns=101), Timings())
+
+    with_embedder(story)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 30.0])
+def test_the_picture_beside_an_embedding_is_the_one_drawn_alone(seconds: float, toy_model: Model) -> None:
+    content = flac(seconds)
+
+    async def story(embedder: Embedder) -> None:
+        options = EmbedOptions(window_s=1.0, logmel_columns=200)
+        both = await embedder.embed(toy_model, content, options, Timings())
+        alone, _ = await embedder.draw(toy_model, content, columns=200)
+        assert both.picture
+        np.testing.assert_array_equal(both.picture.pixels, alone.pixels)
+        assert (both.picture.low, both.picture.high) == (alone.low, alone.high)
 
     with_embedder(story)
 
@@ -191,24 +233,24 @@ def test_the_clips_of_a_batch_share_one_limit_of_the_answer(
     toy_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedder_module, "MAX_NUMBERS", 16 * 25 * 3)  # three seconds of frames
-    short, long = Upload(flac(1.0)), Upload(flac(20.0))
+    short, long = flac(1.0), flac(20.0)
 
     async def story(embedder: Embedder) -> None:
-        fits = await embedder.embed_all(toy_model, [short] * 3, Ask(frames=True), Timings())
+        fits = await embedder.embed_all(toy_model, [short] * 3, EmbedOptions(frames=True), Timings())
         assert not any(isinstance(each, ViolaError) for each in fits)
-        for uploads in ([short] * 4, [short, long]):
+        for clips in ([short] * 4, [short, long]):
             with pytest.raises(BadRequest, match=r"send less sound or leave out frames$"):
-                await embedder.embed_all(toy_model, uploads, Ask(frames=True), Timings())
-        await embedder.embed_all(toy_model, [long] * 2, Ask(), Timings())
+                await embedder.embed_all(toy_model, clips, EmbedOptions(frames=True), Timings())
+        await embedder.embed_all(toy_model, [long] * 2, EmbedOptions(), Timings())
 
     with_embedder(story)
 
 
 def test_a_batch_of_mixed_lengths_is_run_length_by_length(toy_model: Model) -> None:
-    uploads = [Upload(flac(0.5 + i % 2)) for i in range(32)]
+    clips = [flac(0.5 + i % 2) for i in range(32)]
 
     async def story(embedder: Embedder) -> None:
-        await embedder.embed_all(toy_model, uploads, Ask(), Timings())
+        await embedder.embed_all(toy_model, clips, EmbedOptions(), Timings())
 
     page = with_embedder(story).page().decode()
     assert "viola_batch_size_sum 32.0" in page
@@ -229,15 +271,9 @@ def test_a_caller_who_leaves_stays_until_nobody_reads_its_file(
     async def story(embedder: Embedder) -> None:
         for delay_s in (0.0, 0.002, 0.01):
             with SlowFile(flac(seconds)) as file:
-                upload = Upload(file)
-                work: Awaitable[object] = (
-                    embedder.embed_all(toy_model, [upload], Ask(), Timings())
-                    if as_batch
-                    else embedder.embed(toy_model, upload, Ask(), Timings())
-                )
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(delay_s):
-                        await work
+                        await embed(embedder, toy_model, file, as_batch=as_batch)
                 assert not file.is_read
 
     with_embedder(story)
@@ -259,15 +295,10 @@ def test_a_clip_that_comes_to_nothing_leaves_nothing_for_the_garbage_collector(
         for _ in range(3):
             file = SlowFile(content)
             left.append(weakref.ref(file))
-            work: Awaitable[object] = (
-                embedder.embed_all(toy_model, [Upload(file)], Ask(), Timings())
-                if as_batch
-                else embedder.embed(toy_model, Upload(file), Ask(), Timings())
-            )
             with contextlib.suppress(TimeoutError, ViolaError):
                 async with asyncio.timeout(0.01 if end == "cancelled" else 10):
-                    await work
-            del file, work
+                    await embed(embedder, toy_model, file, as_batch=as_batch)
+            del file
         for _ in range(200):  # until the threads have laid down what they have had in hand
             if not any(ref() for ref in left):
                 break
@@ -285,13 +316,10 @@ def test_too_many_pictures_that_wait_to_be_drawn_are_refused(
     toy_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedder_module, "MAX_WAITING_PER_THREAD", 2)
-    clips = [Upload(flac(0.2)) for _ in range(9)]
+    clips = [flac(0.2) for _ in range(9)]
 
     async def story(embedder: Embedder) -> None:
-        answers = await asyncio.gather(
-            *(embedder.draw(toy_model, clip, columns=10) for clip in clips), return_exceptions=True
-        )
-        assert sum(isinstance(each, Overloaded) for each in answers) == 5  # two threads, two for each
+        assert await n_refused(embedder.draw(toy_model, clip, columns=10) for clip in clips) == 5
         _, duration_s = await embedder.draw(toy_model, clips[0], columns=10)  # all of them have left
         assert duration_s == 0.2
 
@@ -322,19 +350,19 @@ def test_a_clip_that_is_alone_is_run_by_the_thread_that_decoded_it(
 
     monkeypatch.setattr(Model, "run", noted)
 
-    async def embed(embedder: Embedder, seconds: float) -> np.ndarray:
-        sound = await embedder.embed(toy_model, Upload(flac(seconds)), Ask(), Timings())
+    async def vector_of(embedder: Embedder, seconds: float) -> np.ndarray:
+        sound = await embedder.embed(toy_model, flac(seconds), EmbedOptions(), Timings())
         return sound.embedding.vector
 
     async def story(embedder: Embedder) -> None:
-        alone = await embed(embedder, 1.0)
+        alone = await vector_of(embedder, 1.0)
         assert threads == ["viola-decode"]
-        together = await asyncio.gather(*(embed(embedder, 1.0) for _ in range(4)))
+        together = await asyncio.gather(*(vector_of(embedder, 1.0) for _ in range(4)))
         assert threads[1:].count("viola-model") >= 1
         for vector in together:
             np.testing.assert_allclose(vector, alone, rtol=1e-5, atol=1e-6)
         threads.clear()
-        await embed(embedder, 5.0)  # three windows
+        await vector_of(embedder, 5.0)  # three windows
         assert set(threads) == {"viola-model"}
 
     with_embedder(story)
@@ -344,7 +372,7 @@ def test_stages_are_timed_and_counted(toy_model: Model) -> None:
     timings = Timings()
 
     async def story(embedder: Embedder) -> None:
-        await embedder.embed(toy_model, Upload(flac(1.5)), Ask(), timings)
+        await embedder.embed(toy_model, flac(1.5), EmbedOptions(), timings)
 
     page = with_embedder(story).page().decode()
     assert min(timings.decode, timings.logmel, timings.inference) > 0
@@ -355,3 +383,24 @@ def test_stages_are_timed_and_counted(toy_model: Model) -> None:
         assert f"viola_{stage}_seconds_count 1.0" in page
     assert "viola_batch_fill_ratio_count 1.0" in page
     assert 'viola_batch_fill_ratio_bucket{le="0.9"} 0.0' in page  # 151 frames, padded to 160
+
+
+def test_a_clip_for_a_head_has_passages_where_it_is_long_and_none_where_it_is_short(
+    toy_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = EmbedOptions(head_of=lambda model: model.heads["pets"])
+
+    async def story(embedder: Embedder) -> None:
+        short, long = [await embedder.embed(toy_model, flac(s), options, Timings()) for s in (5.0, 12.0)]
+        (again,) = await embedder.embed_all(toy_model, [flac(12.0)], options, Timings())
+        plain = await embedder.embed(toy_model, flac(5.0), EmbedOptions(), Timings())
+        assert short.embedding.passages == []
+        np.testing.assert_array_equal(short.embedding.vector, plain.embedding.vector)
+        for clip in (long, again):
+            assert isinstance(clip, EmbeddedClip)
+            assert [segment.vector.shape for segment in clip.embedding.passages] == [(4,)] * 4
+        monkeypatch.setattr(embedder_module, "MAX_NUMBERS", 12)  # of the 14.4 scores of 12 s
+        with pytest.raises(BadRequest, match=r"send less sound$"):
+            await embedder.embed(toy_model, flac(12.0), options, Timings())
+
+    with_embedder(story)

@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,22 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from service import model as model_module
 from service.errors import ModelFolderError, Overloaded
-from service.model import (
-    Card,
-    Head,
-    Model,
-    load_card,
-    padded_length,
-    padded_lengths,
-    sha256_of,
-    write_card,
-)
-from service.selftest import SelfTest, fingerprint
-from service.session import Session, TensorRT
-
-MakeToy = Callable[..., Path]
+from service.inference import model as model_module
+from service.inference.card import load_card, write_card
+from service.inference.model import Model, padded_length, padded_lengths
+from service.inference.selftest import SelfTest, fingerprint
+from service.inference.session import Session, TensorRT
+from tests.service.inference.test_card import MakeToy, accept_changed_file, change_card
 
 
 def log_mels(*lengths: int) -> list[np.ndarray]:
@@ -32,15 +22,17 @@ def log_mels(*lengths: int) -> list[np.ndarray]:
     return [random.normal(-8, 4, (16, n)).astype(np.float32) for n in lengths]
 
 
-def change_card(folder: Path, **changes: object) -> None:
-    path = folder / "card.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def change_graph(folder: Path, change: Callable[[onnx.ModelProto], object]) -> None:
+    """As another export would have written it."""
+    graph = onnx.load(folder / "encoder.onnx")
+    change(graph)
+    onnx.save(graph, folder / "encoder.onnx")
+    accept_changed_file(folder, "encoder.onnx")
 
 
-def accept_changed_file(folder: Path, name: str) -> None:
-    """As an exporter would: the file is another one, and the card knows."""
-    card = load_card(folder)
-    write_card(folder, card.model_copy(update={"files": card.files | {name: sha256_of(folder / name)}}))
+def change_constant(graph: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    constant = next(each for each in graph.graph.initializer if each.name == name)
+    constant.CopyFrom(onnx.numpy_helper.from_array(change(onnx.numpy_helper.to_array(constant)), name))
 
 
 def test_a_folder_is_loaded_with_its_card_and_heads(toy_model: Model) -> None:
@@ -101,125 +93,12 @@ def test_lengths_are_few_and_a_full_window_is_one() -> None:
     assert padded_length(999, longest=1000) == 1000
 
 
-def test_a_head_scores_as_computed_by_hand() -> None:
-    head = Head(
-        name="toy",
-        labels=("low", "high"),
-        task="multiclass",
-        scaler_mean=np.array([1, 1], dtype=np.float32),
-        scaler_std=np.array([2, 2], dtype=np.float32),
-        weight=np.array([[0, 0], [1, 1]], dtype=np.float32),
-        bias=np.array([0, np.log(3) - 2], dtype=np.float32),
-    )
-    scores = head.score(np.array([[3, 3]], dtype=np.float32))  # scaled (1, 1): logits (0, ln 3)
-    np.testing.assert_allclose(scores, [[0.25, 0.75]], rtol=1e-6)
-
-
-def test_a_head_with_a_layer_normalisation_scores_as_computed_by_hand() -> None:
-    head = Head(
-        name="toy",
-        labels=("first", "last"),
-        task="multilabel",
-        scaler_mean=np.zeros(2, dtype=np.float32),
-        scaler_std=np.ones(2, dtype=np.float32),
-        weight=np.array([[1, 0], [0, np.log(3)]], dtype=np.float32),
-        bias=np.zeros(2, dtype=np.float32),
-        layer_norm_eps=3.0,
-    )
-    # mean 3, variance 1, and 1 / sqrt(1 + 3): (-1/2, 1/2)
-    scores = head.score(np.array([[2, 4]], dtype=np.float32))
-    np.testing.assert_allclose(scores, [[1 / (1 + np.exp(0.5)), 3**0.5 / (1 + 3**0.5)]], rtol=1e-6)
-
-
-def test_a_head_file_with_a_layer_normalisation_needs_no_scaler(make_toy: MakeToy, tmp_path: Path) -> None:
-    """So that a server which does not know of it refuses the head instead of scoring without it."""
-    folder = make_toy(tmp_path / "toy")
-    path = folder / "heads" / "pets.safetensors"
-    tensors = {name: load_file(path)[name] for name in ("weight", "bias")}
-    metadata = {"labels": '["cat", "dog", "fish"]', "task": "multilabel"}
-    save_file(tensors, path, metadata | {"layer_norm_eps": "1e-05"})
-    accept_changed_file(folder, "heads/pets.safetensors")
-    assert Model.load(folder, device="cpu").heads["pets"].layer_norm_eps == 1e-5
-    for wrong in ("none", "nan", "-1"):
-        save_file(tensors, path, metadata | {"layer_norm_eps": wrong})
-        accept_changed_file(folder, "heads/pets.safetensors")
-        with pytest.raises(ModelFolderError, match="not a small positive number"):
-            Model.load(folder, device="cpu")
-    save_file(tensors, path, metadata)
-    accept_changed_file(folder, "heads/pets.safetensors")
-    with pytest.raises(ModelFolderError, match="holds no tensor `scaler_mean`"):
-        Model.load(folder, device="cpu")
-
-
-def test_multilabel_scores_stand_alone_and_never_overflow(toy_model: Model) -> None:
-    scores = toy_model.heads["moods"].score(np.full((3, 16), 1e6, dtype=np.float32))
-    assert scores.shape == (3, 2)
-    assert np.isfinite(scores).all()
-    scores = toy_model.heads["pets"].score(np.full((3, 16), 1e6, dtype=np.float32))
-    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-6)
-
-
-def test_a_card_is_written_and_read_back_the_same(toy_folder: Path, tmp_path: Path) -> None:
-    card = load_card(toy_folder)
-    write_card(tmp_path, card)
-    assert load_card(tmp_path) == card
-    assert [path.name for path in tmp_path.iterdir()] == ["card.json"]
-
-
 def test_int8_is_taken_on_a_cpu_when_it_is_there(make_toy: MakeToy, tmp_path: Path) -> None:
     folder = make_toy(tmp_path / "toy")
     (folder / "encoder.int8.onnx").write_bytes((folder / "encoder.onnx").read_bytes())
     accept_changed_file(folder, "encoder.int8.onnx")
     assert Model.load(folder, device="cpu").precision == "int8"
     assert Model.load(folder, device="cpu", precision="float32").precision == "float32"
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"embedding_size": "many"}, "embedding_size: Input should be a valid integer"),
-        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
-        ({"name": "../etc"}, "name: String should match"),
-        ({"min_samples": 300}, "min_samples = 300 gives 2 log-mel frames"),
-        (
-            {"windows": {"kind": "exact", "stride": 4, "frames": 200, "min_frames": 96}},
-            "gives 5 log-mel frames, fewer than the 96",
-        ),
-        ({"windows": {"kind": "exact", "stride": 4, "context": 1, "frames": 8}}, "keeps none of its output"),
-        ({"files": {}}, "lists no frontend.safetensors"),
-        ({"embedding_size": 17}, r"`scaler_mean` is float32 \(16,\), not float32 \(17,\)"),
-    ],
-)
-def test_a_card_that_does_not_fit_is_refused_with_a_sentence(
-    change: dict[str, object], sentence: str, make_toy: MakeToy, tmp_path: Path
-) -> None:
-    folder = make_toy(tmp_path / "toy")
-    change_card(folder, **change)
-    with pytest.raises(ModelFolderError, match=sentence):
-        Model.load(folder)
-
-
-def test_a_folder_without_a_card_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelFolderError, match=r"card.json cannot be read: No such file"):
-        Model.load(tmp_path)
-
-
-def test_a_file_that_is_missing_or_another_is_refused(make_toy: MakeToy, tmp_path: Path) -> None:
-    folder = make_toy(tmp_path / "toy")
-    with (folder / "encoder.onnx").open("ab") as file:
-        file.write(b"\0")
-    with pytest.raises(ModelFolderError, match=r"encoder.onnx is not the file of the card: its SHA-256 is"):
-        Model.load(folder)
-    (folder / "encoder.onnx").unlink()
-    with pytest.raises(ModelFolderError, match=r"encoder.onnx is missing"):
-        Model.load(folder)
-
-
-def test_a_card_cannot_point_outside_its_folder(make_toy: MakeToy, tmp_path: Path) -> None:
-    folder = make_toy(tmp_path / "toy")
-    change_card(folder, files=load_card(folder).files | {"../secret": "0"})
-    with pytest.raises(ModelFolderError, match="outside the folder"):
-        Model.load(folder)
 
 
 def test_a_front_end_of_another_shape_is_refused(make_toy: MakeToy, tmp_path: Path) -> None:
@@ -233,10 +112,7 @@ def test_a_front_end_of_another_shape_is_refused(make_toy: MakeToy, tmp_path: Pa
 
 def test_a_graph_with_other_outputs_is_refused(make_toy: MakeToy, tmp_path: Path) -> None:
     folder = make_toy(tmp_path / "toy")
-    graph = onnx.load(folder / "encoder.onnx")
-    del graph.graph.output[3]
-    onnx.save(graph, folder / "encoder.onnx")
-    accept_changed_file(folder, "encoder.onnx")
+    change_graph(folder, lambda graph: graph.graph.output.pop())
     with pytest.raises(
         ModelFolderError, match=r"encoder.onnx has the outputs \['frames', 'sum', 'max'\], not"
     ):
@@ -245,10 +121,11 @@ def test_a_graph_with_other_outputs_is_refused(make_toy: MakeToy, tmp_path: Path
 
 def test_a_graph_for_other_mel_bands_is_refused(make_toy: MakeToy, tmp_path: Path) -> None:
     folder = make_toy(tmp_path / "toy")
-    graph = onnx.load(folder / "encoder.onnx")
-    graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 20
-    onnx.save(graph, folder / "encoder.onnx")
-    accept_changed_file(folder, "encoder.onnx")
+
+    def take_20_bands(graph: onnx.ModelProto) -> None:
+        graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 20
+
+    change_graph(folder, take_20_bands)
     with pytest.raises(
         ModelFolderError, match=r"input `logmel` is .* 20, .*, not tensor\(float\) \['any', 16"
     ):
@@ -263,37 +140,9 @@ def test_a_file_that_is_no_graph_is_refused(make_toy: MakeToy, tmp_path: Path) -
         Model.load(folder)
 
 
-@pytest.mark.parametrize(
-    ("metadata", "sentence"),
-    [
-        (
-            {"labels": '["cat"]', "task": "multiclass"},
-            r"`weight` is float32 \(3, 16\), not float32 \(1, 16\)",
-        ),
-        ({"labels": "cat, dog", "task": "multiclass"}, "`labels` must be a list"),
-        ({"labels": '["cat", "dog", "fish"]', "task": "regression"}, "`task` is 'regression'"),
-    ],
-)
-def test_a_head_that_does_not_fit_is_refused(
-    metadata: dict[str, str], sentence: str, make_toy: MakeToy, tmp_path: Path
-) -> None:
-    folder = make_toy(tmp_path / "toy")
-    path = folder / "heads" / "pets.safetensors"
-    save_file(load_file(path), path, metadata)
-    accept_changed_file(folder, "heads/pets.safetensors")
-    with pytest.raises(ModelFolderError, match=sentence):
-        Model.load(folder)
-
-
 def test_a_precision_that_the_folder_has_not_is_refused(toy_folder: Path) -> None:
     with pytest.raises(ModelFolderError, match=r"toy has no encoder.int8.onnx; choose"):
         Model.load(toy_folder, precision="int8")
-
-
-def test_a_card_is_frozen(toy_folder: Path) -> None:
-    card: Card = load_card(toy_folder)
-    with pytest.raises(ValueError, match="frozen"):
-        card.name = "other"  # type: ignore[misc]
 
 
 # ── The self-test ──
@@ -317,13 +166,13 @@ def test_a_model_that_computes_what_its_card_says_passes(make_toy: MakeToy, tmp_
 
 def test_other_weights_or_another_front_end_are_noticed(make_toy: MakeToy, tmp_path: Path) -> None:
     folder = with_self_test(make_toy(tmp_path / "toy"))
-    graph = onnx.load(folder / "encoder.onnx")
-    weight = next(each for each in graph.graph.initializer if each.name == "weight2")
-    damaged = onnx.numpy_helper.to_array(weight).copy()
-    damaged[0, 0, 0, 0] += 1.0
-    weight.CopyFrom(onnx.numpy_helper.from_array(damaged, "weight2"))
-    onnx.save(graph, folder / "encoder.onnx")
-    accept_changed_file(folder, "encoder.onnx")
+
+    def damaged(weight: np.ndarray) -> np.ndarray:
+        weight = weight.copy()
+        weight[0, 0, 0, 0] += 1.0
+        return weight
+
+    change_graph(folder, lambda graph: change_constant(graph, "weight2", damaged))
     assert "of its norm from the one in the card" in str(Model.load(folder, device="cpu").probe())
 
     folder = with_self_test(make_toy(tmp_path / "other"))
@@ -336,11 +185,9 @@ def test_other_weights_or_another_front_end_are_noticed(make_toy: MakeToy, tmp_p
 def test_a_card_without_a_self_test_is_tested_for_nan(make_toy: MakeToy, tmp_path: Path) -> None:
     folder = make_toy(tmp_path / "toy")
     assert Model.load(folder, device="cpu").probe() is None
-    graph = onnx.load(folder / "encoder.onnx")
-    bias = next(each for each in graph.graph.initializer if each.name == "bias")
-    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(4, np.nan, dtype=np.float32), "bias"))
-    onnx.save(graph, folder / "encoder.onnx")
-    accept_changed_file(folder, "encoder.onnx")
+    change_graph(
+        folder, lambda graph: change_constant(graph, "bias", lambda bias: np.full_like(bias, np.nan))
+    )
     assert "NaN or infinite values" in str(Model.load(folder, device="cpu").probe())
 
 
@@ -503,3 +350,76 @@ def test_on_a_gpu_every_padded_length_is_run_alone_and_as_a_full_batch(
     assert (8, 16, 8) in session.shapes
     assert (2, 16, 200) in session.shapes
     assert len(session.shapes) == 2 * len(lengths)
+
+
+# ── Networks that cannot tell sound from padding ──
+
+
+class Recording(Counting):
+    """Its sums tell which item of which run an output comes from: the item's own first number."""
+
+    def run(self, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        super().run(names, feed)
+        first = np.repeat(feed["logmel"][:, 0, :1], 16, axis=1)
+        assert (feed["n_frames"] == feed["logmel"].shape[2]).all(), "nothing is padded"
+        return [first, first, np.ones(len(first), np.int64)]
+
+
+@pytest.mark.parametrize(
+    ("batching", "runs"),
+    [
+        ("equal", [(2, 16, 7), (2, 16, 50), (1, 16, 101)]),
+        ("alone", [(1, 16, n) for n in (7, 50, 101, 7, 50)]),
+    ],
+)
+def test_a_batch_holds_what_the_card_allows(
+    batching: str, runs: list[tuple[int, ...]], toy_folder: Path, toy_model: Model
+) -> None:
+    session = Recording()
+    card = toy_model.card.model_copy(update={"batching": batching})
+    model = Model(toy_folder, card, toy_model._logmel, session, {}, "float32")
+    clips = log_mels(7, 50, 101, 7, 50)
+    outputs = model.run(clips)
+    assert session.shapes == runs
+    assert [float(output.sum[0]) for output in outputs] == [float(clip[0, 0]) for clip in clips]
+    assert model.padded_length(101) == 101
+
+
+def test_of_what_is_not_padded_only_full_windows_are_run_to_warm_up(
+    toy_folder: Path, toy_model: Model
+) -> None:
+    session = Counting()
+    card = toy_model.card.model_copy(update={"batching": "equal"})
+    model = Model(toy_folder, card, toy_model._logmel, session, {}, "float32")
+    model.warm_up(max_batch_frames=400, max_batch_items=8)
+    assert session.shapes == [(1, 16, 200), (2, 16, 200)]
+
+
+def test_a_network_may_take_samples_and_has_no_log_mel(make_toy: MakeToy, tmp_path: Path) -> None:
+    folder = make_toy(tmp_path / "toy")
+    (folder / "frontend.safetensors").unlink()
+    files = {name: sha for name, sha in load_card(folder).files.items() if name != "frontend.safetensors"}
+    change_card(
+        folder,
+        frontend={"kind": "waveform", "hop_length": 16},
+        files=files,
+        min_samples=64,
+    )
+    model = Model.load(folder)
+    samples = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    np.testing.assert_array_equal(model.logmel(samples).T.ravel(), samples[:992])
+    blocks = list(model.logmel_blocks(np.array_split(samples, 7)))
+    np.testing.assert_array_equal(np.concatenate(blocks, axis=1), model.logmel(samples))
+    assert model.logmel(samples[:10]).shape == (16, 4)
+    assert model.probe() is None
+    assert model.run([model.logmel(samples)])[0].count == 15
+
+
+def test_a_front_end_of_neither_kind_is_refused(make_toy: MakeToy, tmp_path: Path) -> None:
+    folder = make_toy(tmp_path / "toy")
+    change_card(folder, frontend={"kind": "spectrum", "hop_length": 16})
+    with pytest.raises(ModelFolderError, match=r"frontend.waveform.kind: Input should be 'waveform'"):
+        load_card(folder)
+    change_card(folder, frontend={"hop_length": 16})
+    with pytest.raises(ModelFolderError, match=r"frontend.logmel.n_fft: Field required"):
+        load_card(folder)

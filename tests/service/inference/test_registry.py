@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service import model as model_module
-from service.errors import ModelFolderError, UnknownModel
-from service.model import Model, load_card, write_card
-from service.registry import Registry, Reloaded, together
+from service.errors import ModelFolderError, ModelUnavailable, UnknownModel
+from service.inference import card as card_module
+from service.inference.card import load_card, write_card
+from service.inference.model import Model
+from service.inference.registry import Registry, Reloaded, together
 
 
 def load(folder: Path) -> Model:
@@ -56,7 +57,7 @@ def test_an_unknown_model_is_an_error_that_names_those_there_are(models_dir: Pat
 @pytest.mark.parametrize("name", ["..", "../toy", "/", "toy/heads", ""])
 def test_a_name_is_never_a_path(name: str, models_dir: Path) -> None:
     models = registry_of(models_dir, default="none")
-    with pytest.raises(UnknownModel):
+    with pytest.raises((UnknownModel, ModelUnavailable)):
         asyncio.run(models.get(name))
 
 
@@ -79,7 +80,7 @@ def test_a_bad_folder_is_refused_with_a_sentence_and_the_others_are_served(
         await models.preload(("*",))
         assert list(models.loaded) == ["toy"]
         assert "encoder.onnx is not the file of the card" in models.refused["bent"]
-        with pytest.raises(UnknownModel, match=r"the model `bent` cannot be served: .*SHA-256"):
+        with pytest.raises(ModelUnavailable, match=r"the model `bent` cannot be served: .*SHA-256"):
             await models.get("bent")
 
     asyncio.run(story())
@@ -96,8 +97,8 @@ def test_a_file_that_cannot_be_read_refuses_its_folder_alone(
             raise PermissionError(13, "Permission denied")
         return sha256(path)
 
-    sha256 = model_module.sha256_of
-    monkeypatch.setattr(model_module, "sha256_of", sha256_of)
+    sha256 = card_module.sha256_of
+    monkeypatch.setattr(card_module, "sha256_of", sha256_of)
     models = registry_of(tmp_path)
     asyncio.run(models.preload(("*",)))
     assert list(models.loaded) == ["toy"]
@@ -131,7 +132,7 @@ def test_a_load_that_fails_after_everybody_left_is_not_reported_as_unseen(
 def test_a_missing_default_model_is_refused_not_forgotten(tmp_path: Path) -> None:
     models = registry_of(tmp_path, default="byola")
     assert "no folder" in models.refused["byola"]
-    with pytest.raises(UnknownModel, match="cannot be served"):
+    with pytest.raises(ModelUnavailable, match="cannot be served"):
         asyncio.run(models.get())
 
 
@@ -150,7 +151,7 @@ def test_a_graph_that_fails_is_refused_at_load(models_dir: Path) -> None:
         return Model(folder, model.card, model._logmel, BrokenSession(), {}, "float32")  # type: ignore[arg-type]
 
     models = registry_of(models_dir, load=load_broken)
-    with pytest.raises(UnknownModel, match="fails on the test signal: no kernel"):
+    with pytest.raises(ModelUnavailable, match="fails on the test signal: no kernel"):
         asyncio.run(models.get())
 
 
@@ -159,7 +160,7 @@ def test_a_graph_that_fails_while_it_warms_up_is_refused(models_dir: Path) -> No
         raise RuntimeError("CUDNN_STATUS_NOT_SUPPORTED")
 
     models = registry_of(models_dir, load=load_and_fail)
-    with pytest.raises(UnknownModel, match="its graph fails: CUDNN_STATUS_NOT_SUPPORTED"):
+    with pytest.raises(ModelUnavailable, match="its graph fails: CUDNN_STATUS_NOT_SUPPORTED"):
         asyncio.run(models.get())
 
 
@@ -183,7 +184,7 @@ def test_a_model_with_an_unreadable_head_is_refused_when_it_is_described(
     models = registry_of(tmp_path)
     assert [each["card"]["name"] for each in models.describe_all()] == ["toy"]
     assert "pets.safetensors" in models.refused["bent"]
-    with pytest.raises(UnknownModel, match="cannot be served"):
+    with pytest.raises(ModelUnavailable, match="cannot be served"):
         models.describe("bent")
 
 

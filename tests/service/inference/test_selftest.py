@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.selftest import Fingerprint, SelfTest, complaint, distance, fingerprint, probe_sound
+from service.inference.selftest import Fingerprint, SelfTest, complaint, distance, fingerprint, probe_sound
 
 
 def vector(seed: int = 0, size: int = 3072) -> np.ndarray:

@@ -6,9 +6,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from service import session as session_module
 from service.errors import ModelFolderError
-from service.session import (
+from service.inference import session as session_module
+from service.inference.session import (
     Session,
     TensorRT,
     candidates,
@@ -63,19 +63,19 @@ def test_a_batch_in_parts_gives_what_it_gives_in_one(
     names = ["sum", "max", "count", "frames"]
     whole = Session(toy_folder / "encoder.onnx", device="cpu", threads=1, tensorrt=ENGINE)
     if is_large:
-        monkeypatch.setattr(session_module, "LARGE_BYTES", 0)
-    lanes = Session(toy_folder / "encoder.onnx", device="cpu", threads=3, tensorrt=ENGINE)
-    lanes.reopen()
-    for a, b in zip(lanes.run(names, batch), whole.run(names, batch), strict=True):
+        monkeypatch.setattr(session_module, "LARGE_GRAPH_BYTES", 0)
+    split = Session(toy_folder / "encoder.onnx", device="cpu", threads=3, tensorrt=ENGINE)
+    split.reopen()
+    for a, b in zip(split.run(names, batch), whole.run(names, batch), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_an_error_in_a_part_is_the_batchs_error(toy_folder: Path) -> None:
-    lanes = Session(toy_folder / "encoder.onnx", device="cpu", threads=2, tensorrt=ENGINE)
+    split = Session(toy_folder / "encoder.onnx", device="cpu", threads=2, tensorrt=ENGINE)
     wrong = {"logmel": np.zeros((4, 7, 24), dtype=np.float32), "n_frames": np.array([24] * 4)}
     with pytest.raises(Exception, match="Got: 7 Expected: 16"):
-        lanes.run(["sum"], wrong)
-    assert len(lanes.run(["sum"], feed())[0]) == 2  # and it goes on
+        split.run(["sum"], wrong)
+    assert len(split.run(["sum"], feed())[0]) == 2  # and it goes on
 
 
 def test_io_binding_gives_what_a_plain_run_gives(toy_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Functions through a crew of real threads in a real event loop."""
+"""Functions through a pool of real threads in a real event loop."""
 
 import asyncio
 import ctypes
@@ -10,44 +10,44 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from service.crew import Crew, _Job
+from service.inference.thread_pool import ThreadPool, _Job
 
 
-def with_crew(story: Callable[[Crew], Awaitable[None]], n_threads: int = 2) -> int:
-    """Tell `story` with a running crew; returns how many functions it dropped."""
+def with_crew(story: Callable[[ThreadPool], Awaitable[None]], n_threads: int = 2) -> int:
+    """Tell `story` with a running pool; returns how many functions it dropped."""
     dropped: list[int] = []
 
     async def tell() -> None:
-        crew = Crew(n_threads, name="crew", on_drop=dropped.append)
-        crew.start()
-        await asyncio.wait_for(story(crew), 10)
-        crew.close()
+        pool = ThreadPool(n_threads, name="pool", on_drop=dropped.append)
+        pool.start()
+        await asyncio.wait_for(story(pool), 10)
+        pool.close()
 
     asyncio.run(tell())
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("crew")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pool")]
     return sum(dropped)
 
 
 def test_results_come_back_to_whoever_asked() -> None:
-    async def story(crew: Crew) -> None:
-        squares = await asyncio.gather(*(crew.run(lambda i=i: i * i) for i in range(500)))  # type: ignore[misc]
+    async def story(pool: ThreadPool) -> None:
+        squares = await asyncio.gather(*(pool.run(lambda i=i: i * i) for i in range(500)))  # type: ignore[misc]
         assert squares == [i * i for i in range(500)]
 
     assert with_crew(story) == 0
 
 
 def test_functions_run_side_by_side_in_other_threads() -> None:
-    async def story(crew: Crew) -> None:
+    async def story(pool: ThreadPool) -> None:
         both = threading.Barrier(2)  # a single thread would wait here for ever
-        names = await asyncio.gather(*(crew.run(lambda: (both.wait(5), threading.current_thread().name)[1])
+        names = await asyncio.gather(*(pool.run(lambda: (both.wait(5), threading.current_thread().name)[1])
                                        for _ in range(2)))  # fmt: skip
-        assert sorted(names) == ["crew-0", "crew-1"]
+        assert sorted(names) == ["pool-0", "pool-1"]
 
     with_crew(story)
 
 
 def test_the_thread_that_worked_last_goes_on() -> None:
-    async def story(crew: Crew) -> None:
+    async def story(pool: ThreadPool) -> None:
         def name() -> str:
             return threading.current_thread().name
 
@@ -56,32 +56,32 @@ def test_the_thread_that_worked_last_goes_on() -> None:
             return name()
 
         everybody = threading.Barrier(4)
-        names = await asyncio.gather(*(crew.run(wait_for_all) for _ in range(4)))
-        assert sorted(names) == ["crew-0", "crew-1", "crew-2", "crew-3"]
-        wait_until_all_are_idle(crew)
-        last = await crew.run(name)
+        names = await asyncio.gather(*(pool.run(wait_for_all) for _ in range(4)))
+        assert sorted(names) == ["pool-0", "pool-1", "pool-2", "pool-3"]
+        wait_until_all_are_idle(pool)
+        last = await pool.run(name)
         for _ in range(20):
-            wait_until_all_are_idle(crew)
-            assert await crew.run(name) == last
+            wait_until_all_are_idle(pool)
+            assert await pool.run(name) == last
 
     with_crew(story, n_threads=4)
 
 
-def wait_until_all_are_idle(crew: Crew) -> None:
-    while len(crew._idle) < crew._n_threads:
+def wait_until_all_are_idle(pool: ThreadPool) -> None:
+    while len(pool._idle) < pool._n_threads:
         time.sleep(0.001)
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()])
 def test_an_exception_reaches_the_caller_and_ends_no_thread(error: BaseException) -> None:
-    async def story(crew: Crew) -> None:
+    async def story(pool: ThreadPool) -> None:
         def fail() -> None:
             raise error
 
         for _ in range(3):
             with pytest.raises((ValueError, RuntimeError)):
-                await crew.run(fail)
-        assert await crew.run(lambda: "well") == "well"
+                await pool.run(fail)
+        assert await pool.run(lambda: "well") == "well"
 
     with_crew(story, n_threads=1)
 
@@ -89,11 +89,11 @@ def test_an_exception_reaches_the_caller_and_ends_no_thread(error: BaseException
 def test_a_function_whose_caller_has_gone_is_dropped_before_it_begins() -> None:
     ran: list[str] = []
 
-    async def story(crew: Crew) -> None:
+    async def story(pool: ThreadPool) -> None:
         gate = threading.Event()
-        busy = asyncio.ensure_future(crew.run(lambda: gate.wait(5)))
-        gone = asyncio.ensure_future(crew.run(lambda: ran.append("gone")))
-        stays = asyncio.ensure_future(crew.run(lambda: ran.append("stays")))
+        busy = asyncio.ensure_future(pool.run(lambda: gate.wait(5)))
+        gone = asyncio.ensure_future(pool.run(lambda: ran.append("gone")))
+        stays = asyncio.ensure_future(pool.run(lambda: ran.append("stays")))
         await asyncio.sleep(0.01)
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -106,7 +106,7 @@ def test_a_function_whose_caller_has_gone_is_dropped_before_it_begins() -> None:
 
 
 def test_a_caller_that_is_cancelled_stays_until_its_function_has_ended() -> None:
-    async def story(crew: Crew) -> None:
+    async def story(pool: ThreadPool) -> None:
         ended: list[float] = []
         begun = threading.Event()
 
@@ -115,7 +115,7 @@ def test_a_caller_that_is_cancelled_stays_until_its_function_has_ended() -> None
             time.sleep(0.1)
             ended.append(1)
 
-        task = asyncio.ensure_future(crew.run(work))
+        task = asyncio.ensure_future(pool.run(work))
         await asyncio.to_thread(begun.wait, 5)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -126,7 +126,7 @@ def test_a_caller_that_is_cancelled_stays_until_its_function_has_ended() -> None
 
 
 def test_a_caller_that_is_cancelled_twice_still_stays_until_its_function_has_ended() -> None:
-    async def story(crew: Crew) -> None:
+    async def story(pool: ThreadPool) -> None:
         begun, gate, ended = threading.Event(), threading.Event(), threading.Event()
 
         def work() -> None:
@@ -134,7 +134,7 @@ def test_a_caller_that_is_cancelled_twice_still_stays_until_its_function_has_end
             gate.wait(5)
             ended.set()
 
-        task = asyncio.ensure_future(crew.run(work))
+        task = asyncio.ensure_future(pool.run(work))
         await asyncio.to_thread(begun.wait, 5)
         for _ in range(3):
             task.cancel()
@@ -149,11 +149,11 @@ def test_a_caller_that_is_cancelled_twice_still_stays_until_its_function_has_end
 
 
 def test_a_drop_that_only_the_thread_notices_is_counted_too() -> None:
-    async def story(crew: Crew) -> None:
+    async def story(pool: ThreadPool) -> None:
         job = _Job(lambda: None, asyncio.get_running_loop().create_future())
         job.is_unwanted = job.answer.cancel()  # just now, and its caller has seen that it had begun
-        crew._hand_out(job)
-        assert await crew.run(lambda: "well") == "well"
+        pool._hand_out(job)
+        assert await pool.run(lambda: "well") == "well"
 
     assert with_crew(story, n_threads=1) == 1
 
@@ -169,15 +169,15 @@ class Clip:
 
 
 def test_a_function_that_fails_leaves_nothing_for_the_garbage_collector() -> None:
-    async def story(crew: Crew) -> None:
+    async def story(pool: ThreadPool) -> None:
         left = []
         for _ in range(5):
             clip = Clip()
             left.append(weakref.ref(clip))
             with pytest.raises(ValueError, match="no"):
-                await crew.run(clip.fail)
+                await pool.run(clip.fail)
             del clip
-        await crew.run(lambda: None)  # by now the thread has laid down what it has had in hand
+        await pool.run(lambda: None)  # by now the thread has laid down what it has had in hand
         assert [ref() for ref in left] == [None] * 5
 
     gc.disable()
@@ -188,15 +188,15 @@ def test_a_function_that_fails_leaves_nothing_for_the_garbage_collector() -> Non
 
 
 def test_a_thread_that_is_ended_from_outside_is_replaced() -> None:
-    async def story(crew: Crew) -> None:
-        first = crew._threads[0]
+    async def story(pool: ThreadPool) -> None:
+        first = pool._threads[0]
         assert first.ident
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(first.ident), ctypes.py_object(SystemExit))
         # Whatever it is woken with meets the exception, and may be lost with it.
-        asyncio.ensure_future(crew.run(lambda: None)).add_done_callback(lambda task: task.exception())
+        asyncio.ensure_future(pool.run(lambda: None)).add_done_callback(lambda task: task.exception())
         await asyncio.to_thread(first.join, 5)
         assert not first.is_alive()
-        assert await crew.run(lambda: "well") == "well"
+        assert await pool.run(lambda: "well") == "well"
 
     with_crew(story, n_threads=1)
 
@@ -204,12 +204,12 @@ def test_a_thread_that_is_ended_from_outside_is_replaced() -> None:
 def test_closing_runs_what_was_handed_in() -> None:
     ran: list[int] = []
 
-    async def story(crew: Crew) -> None:
-        tasks = [asyncio.ensure_future(crew.run(lambda i=i: ran.append(i))) for i in range(20)]  # type: ignore[misc]
+    async def story(pool: ThreadPool) -> None:
+        tasks = [asyncio.ensure_future(pool.run(lambda i=i: ran.append(i))) for i in range(20)]  # type: ignore[misc]
         await asyncio.sleep(0)
-        crew.close()
+        pool.close()
         await asyncio.gather(*tasks)
-        crew._threads.clear()
+        pool._threads.clear()
 
     with_crew(story)
     assert sorted(ran) == list(range(20))

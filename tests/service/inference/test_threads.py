@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from service.inference.threads import cgroup_quota, plan, usable_cores
 from service.settings import Settings
-from service.threads import cgroup_quota, plan, usable_cores
 
 
 def test_the_quota_of_cgroup_version_2_is_read(tmp_path: Path) -> None:
@@ -79,13 +79,13 @@ def test_the_smaller_of_affinity_and_quota_counts(tmp_path: Path, monkeypatch: p
 
 def test_cores_are_shared_by_the_processes() -> None:
     shared = plan(Settings(threads=8, workers=2))
-    assert (shared.cores, shared.inference, shared.lanes, shared.decode) == (4, 8, 4, 4)
+    assert (shared.cores, shared.inference, shared.batch, shared.decode) == (4, 8, 4, 4)
     assert "8 core(s) from VIOLA_THREADS shared by 2 processes" in shared.reason
 
 
 def test_every_process_gets_a_core_and_a_short_clip_never_waits_for_a_long_one() -> None:
     small = plan(Settings(threads=1, workers=4))
-    assert (small.cores, small.inference, small.lanes, small.decode) == (1, 1, 1, 2)
+    assert (small.cores, small.inference, small.batch, small.decode) == (1, 1, 1, 2)
 
 
 def test_one_batch_is_not_spread_over_too_many_threads() -> None:

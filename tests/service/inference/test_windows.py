@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.model import Card, Model, Output, Windows
-from service.windows import Pool, Window, cut, embed, embed_pieces, segment_times_s, split
+from service.inference.card import Card, Windows
+from service.inference.model import Model, Output
+from service.inference.windows import Pool, Window, cut, embed, embed_pieces, segment_times_s, split
 
 EXACT = Windows(kind="exact", stride=4, context=1, frames=16)
 ALONE = Windows(kind="independent", frames=10, min_frames=4)
@@ -258,3 +259,20 @@ def test_sums_of_an_hour_keep_their_precision(toy_model: Model) -> None:
 def test_a_window_that_keeps_nothing_is_refused(frames: int) -> None:
     with pytest.raises(ValueError, match="keeps none of its output frames"):
         Windows(kind="exact", stride=4, context=1, frames=frames)
+
+
+@given(n=st.integers(6, 400), stride=st.integers(1, 4), reach=st.integers(0, 9), extra=st.integers(1, 20))
+def test_patches_that_overlap_are_each_in_one_window(n: int, stride: int, reach: int, extra: int) -> None:
+    """The windows of a graph that cuts a patch of stride + reach frames every stride frames give the patches
+    of the whole clip, in order."""
+    patch = stride + reach
+    windows = Windows(
+        kind="exact", stride=stride, reach=reach, frames=stride * extra + reach, min_frames=patch
+    )
+    cut_here = [
+        start
+        for window in split(n, windows)
+        for start in range(window.start, window.stop - patch + 1, stride)
+    ]
+    assert cut_here == list(range(0, n - patch + 1, stride))
+    assert all(window.stop - window.start <= windows.frames for window in split(n, windows)[:-1])

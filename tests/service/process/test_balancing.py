@@ -7,14 +7,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from uvicorn.config import STARTUP_FAILURE
 
-from service.balance import PATIENCE_S, Acceptor, Board, Loop
-from service.processes import METRICS_DIR, Slot
+from service.process.balancing import WAIT_FOR_LEAST_S, Acceptor, ConnectionCounts, Loop
+from service.process.workers import METRICS_DIR, Slot
 
 
 class Answering(asyncio.Protocol):
@@ -48,7 +49,7 @@ class Worker:
         self.told_to_end = 0
         self.transports: list[Any] = []
         self._slot = Slot.claim(folder)
-        self.board = Board(self._slot)
+        self.counts = ConnectionCounts(self._slot)
         self.loop = Loop()
         self._sock = sock.dup()
         self._thread = threading.Thread(target=self.loop.run_forever, name="worker", daemon=True)
@@ -73,7 +74,7 @@ class Worker:
         self._slot.lock.close()
 
     def _accept(self) -> Acceptor:
-        return Acceptor(self.loop, self._sock, lambda: Answering(self), self.board, backlog=100)
+        return Acceptor(self.loop, self._sock, lambda: Answering(self), self.counts, backlog=100)
 
 
 @pytest.fixture
@@ -131,15 +132,38 @@ def test_a_burst_of_connections_is_taken_at_once(clients: Clients) -> None:
     started = time.monotonic()
     connected = [clients.connect() for _ in range(90)]
     takers = [client.recv(1) for client in connected]
-    assert time.monotonic() - started < 0.5  # a connection at a time would take PATIENCE_S for each
+    assert time.monotonic() - started < 0.5  # a connection at a time would take WAIT_FOR_LEAST_S for each
     assert min(takers.count(b"a"), takers.count(b"b")) >= 10
 
 
-def test_one_that_ends_soon_gives_way_to_the_others(workers: list[Worker], clients: Clients) -> None:
-    workers[0].do(workers[0].acceptor.give_way)
-    assert [taker for _, taker in clients.takers(10)].count(b"b") >= 6
-    workers[1].do(workers[1].acceptor.give_way)
-    assert len(clients.takers(4)) == 4  # where all end, somebody takes them still
+def test_one_that_is_not_ready_stands_back_for_longer_than_a_busy_loop_takes(
+    workers: list[Worker], clients: Clients
+) -> None:
+    workers[0].do(lambda: workers[0].acceptor.stand_back(True))
+    busy = threading.Event()
+    workers[1].loop.call_soon_threadsafe(lambda: busy.wait(10 * WAIT_FOR_LEAST_S))
+    assert {taker for _, taker in clients.takers(10)} == {b"b"}
+    assert workers[0].do(workers[0].counts.others_take)
+    assert not workers[1].do(workers[1].counts.others_take)
+    workers[0].do(lambda: workers[0].acceptor.stand_back(False))
+    assert [taker for _, taker in clients.takers(10)].count(b"a") >= 6
+    for worker in workers:
+        worker.do(partial(worker.acceptor.stand_back, True))
+    assert len(clients.takers(4)) == 4  # where nobody is ready, somebody says so
+
+
+def test_one_that_stands_back_leaves_who_has_connected_to_the_others_when_it_ends(
+    workers: list[Worker], clients: Clients
+) -> None:
+    """The other one is busy while they connect, and meanwhile this one ends."""
+    busy = threading.Event()
+    workers[1].loop.call_soon_threadsafe(lambda: busy.wait(10))
+    workers[0].do(lambda: workers[0].acceptor.stand_back(True))
+    connected = [clients.connect() for _ in range(5)]
+    workers[0].do(workers[0].acceptor.close)
+    busy.set()
+    assert [client.recv(1) for client in connected] == [b"b"] * 5
+    assert workers[0].told_to_end == 0
 
 
 def test_one_that_hangs_loses_nobody(workers: list[Worker], clients: Clients) -> None:
@@ -156,18 +180,18 @@ def test_the_count_of_one_that_was_killed_is_forgotten(
     tmp_path: Path, workers: list[Worker], clients: Clients
 ) -> None:
     killed = Slot.claim(tmp_path)
-    Board(killed).show(0)
+    ConnectionCounts(killed).show(0)
     assert len(clients.takers(5)) == 5  # it holds its slot, and does not come
-    assert not any(worker.board.is_least() for worker in workers)
+    assert not any(worker.counts.is_least() for worker in workers)
     killed.lock.close()  # as the kernel does when a process ends
     assert len(clients.takers(5)) == 5
-    assert any(worker.board.is_least() for worker in workers)
+    assert any(worker.counts.is_least() for worker in workers)
 
 
 def test_after_the_end_of_one_the_other_takes_all(workers: list[Worker], clients: Clients) -> None:
     workers[0].do(workers[0].acceptor.close)
     assert {taker for _, taker in clients.takers(8)} == {b"b"}
-    assert workers[1].board.is_least()
+    assert workers[1].counts.is_least()
 
 
 def test_who_has_connected_before_the_end_is_taken_and_told(
@@ -212,7 +236,7 @@ def test_without_free_descriptors_it_waits_and_goes_on(
         def __getattr__(self, name: str) -> Any:
             return getattr(self._sock, name)
 
-    monkeypatch.setattr("service.balance.FULL_S", 5 * PATIENCE_S)
+    monkeypatch.setattr("service.process.balancing.RETRY_S", 5 * WAIT_FOR_LEAST_S)
     worker = Worker(tmp_path, listening, b"a")
     worker.acceptor._sock = Full(worker.acceptor._sock)  # type: ignore[assignment]
     assert clients.takers(1)[0][1] == b"a"

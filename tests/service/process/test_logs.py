@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from service.logs import JsonLines, TextLines, configuration, log_request
+from service.process.logs import JsonLines, TextLines, configuration, log_request
 
 FORGED = 'x\n2026-01-01 12:00:00,000 INFO viola.request: GET /all-is-well 200\r\x1b[2J\u2028"\\'
 

@@ -7,11 +7,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.app import create_app
-from service.metrics import CONTENT_TYPE, Metrics
+from service.http.app import create_app
+from service.process.metrics import CONTENT_TYPE, Metrics
 from service.settings import Settings
 
-# docs/design: the names are fixed; `_total` is added by the client library.
+# Dashboards and alerts go by these names, so that they are fixed; `_total` is added by the client library.
 NAMES = {
     "viola_requests_total": "counter",
     "viola_request_duration_seconds": "histogram",
@@ -19,6 +19,7 @@ NAMES = {
     "viola_logmel_duration_seconds": "histogram",
     "viola_queue_wait_seconds": "histogram",
     "viola_inference_duration_seconds": "histogram",
+    "viola_text_duration_seconds": "histogram",
     "viola_batch_size": "histogram",
     "viola_batch_fill_ratio": "histogram",
     "viola_queue_frames": "gauge",
@@ -30,6 +31,15 @@ NAMES = {
     "viola_errors_total": "counter",
     "viola_dropped_total": "counter",
     "viola_connections_cut_total": "counter",
+    "viola_streams": "gauge",
+    "viola_stream_seconds_total": "counter",
+    "viola_stream_lag_seconds": "histogram",
+    "viola_stream_messages_total": "counter",
+    "viola_stream_ends_total": "counter",
+    "viola_fit_duration_seconds": "histogram",
+    "viola_taught_examples_total": "counter",
+    "viola_heads_taught": "gauge",
+    "viola_heads_refused": "gauge",
     "viola_model_info": "gauge",
     "viola_build_info": "gauge",
     "process_virtual_memory_bytes": "gauge",

@@ -1,23 +1,25 @@
 """Slots of worker processes, and what several of them count together."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.processes import METRICS_DIR, NoTemporaryFolder, Slot, metrics_folder
+from service.process.workers import METRICS_DIR, Slot, TemporaryFolderError, metrics_folder
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 # A worker that counts what it is told to, says so and holds its slot until its input ends.
 WORKER = """
 import sys
-from service.metrics import Metrics
-from service.processes import Slot
+from service.process.metrics import Metrics
+from service.process.workers import Slot
 metrics = Metrics(Slot.of_this_worker())
 n, ends = int(sys.argv[1]), sys.argv[2:]
 queue = [float(n)]
@@ -118,7 +120,7 @@ def test_one_process_alone_has_no_folder_and_several_have_one_that_goes(
 
 def test_without_a_temporary_folder_several_workers_cannot_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")
-    with pytest.raises(NoTemporaryFolder, match="let TMPDIR name a folder"), metrics_folder(2):
+    with pytest.raises(TemporaryFolderError, match="let TMPDIR name a folder"), metrics_folder(2):
         pass
     with metrics_folder(1):  # one counts in its memory
         pass
@@ -146,3 +148,73 @@ def test_the_folder_of_a_killed_supervisor_is_removed_by_the_next_one(
     worker.lock.close()
     with metrics_folder(2):
         assert not orphaned.exists()
+
+
+def test_a_folder_that_was_deleted_is_noticed_and_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with metrics_folder(2) as folder:
+        assert folder
+        path = Path(os.environ[METRICS_DIR])
+        held = Slot.claim(path)
+        assert held.is_there()
+        for delete in (
+            (path / "1.pid").unlink,
+            (path / "supervisor.lock").unlink,
+            partial(shutil.rmtree, path),
+        ):
+            assert folder.is_there()
+            delete()
+            assert not folder.is_there()
+            folder.make_again()
+        assert folder.is_there()
+        assert path.stat().st_mode & 0o777 == 0o700
+        again = Slot.claim(path)
+        assert again.is_there()
+        assert not held.is_there()
+        assert again.number == held.number, "who held it counts where nobody looks, and is to be replaced"
+        for slot in (held, again):
+            slot.lock.close()
+    assert not path.exists()
+
+
+def test_a_folder_in_use_never_looks_old_to_those_who_clean_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with metrics_folder(2) as folder:
+        assert folder
+        path = Path(os.environ[METRICS_DIR])
+        for each in (path, *path.iterdir()):
+            os.utime(each, (0, 0))
+        folder.touch()
+        assert path.stat().st_mtime == 0, "not at every look"
+        monkeypatch.setattr("service.process.workers.TOUCH_S", 0.0)
+        folder.touch()
+        assert all(each.stat().st_mtime > 0 for each in (path, *path.iterdir()))
+
+
+def test_a_slot_needs_no_room_on_the_disk_that_it_has_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files are there before the workers are, as long as any process id."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with metrics_folder(2):
+        path = Path(os.environ[METRICS_DIR])
+        before = {each.name: each.stat().st_size for each in path.iterdir()}
+        slots = [Slot.claim(path) for _ in range(3)]  # of two workers, and of one that replaces another
+        assert {each.name: each.stat().st_size for each in path.iterdir()} == before
+        for slot in slots:
+            assert int((path / f"{slot.number}.pid").read_text()) == os.getpid()
+            slot.lock.close()
+
+
+def test_without_file_locks_one_process_serves_and_several_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.process.workers.HAS_LOCKS", False)
+    with metrics_folder(1) as folder:
+        assert folder is None
+    with pytest.raises(TemporaryFolderError, match="VIOLA_WORKERS=1"), metrics_folder(2):
+        pass

@@ -6,8 +6,8 @@ import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.audio import decode
-from service.logmel import CHUNK_FRAMES, Frontend, LogMel
+from service.sound.audio import decode
+from service.sound.logmel import CHUNK_FRAMES, Frontend, LogMel
 
 BYOLA = Frontend(
     n_fft=1024,
@@ -38,8 +38,27 @@ AST = BYOLA.model_copy(
         "n_mels": 128,
     }
 )
+EFFICIENTAT = BYOLA.model_copy(
+    update={
+        "win_length": 800,
+        "hop_length": 320,
+        "n_mels": 128,
+        "preemphasis": 0.97,
+        "preemphasis_of": "waveform",
+        "log_floor": 1e-5,
+    }
+)
 SHORT_WINDOW = BYOLA.model_copy(update={"win_length": 400})
-FRONTENDS = {"byola": BYOLA, "vggish": VGGISH, "cnn14": CNN14, "ast": AST, "short window": SHORT_WINDOW}
+UNCENTRED_WAVEFORM = AST.model_copy(update={"preemphasis_of": "waveform"})
+FRONTENDS = {
+    "byola": BYOLA,
+    "vggish": VGGISH,
+    "cnn14": CNN14,
+    "ast": AST,
+    "efficientat": EFFICIENTAT,
+    "short window": SHORT_WINDOW,
+    "uncentred, waveform emphasised": UNCENTRED_WAVEFORM,
+}
 
 
 def noise(n: int, seed: int = 0) -> np.ndarray:
@@ -62,6 +81,8 @@ def in_float64(frontend: Frontend, waveform: np.ndarray) -> np.ndarray:
     f, samples = frontend, waveform.astype(np.float64)
     window = scipy.signal.get_window("hann", f.win_length)
     left = 0
+    if f.preemphasis_of == "waveform":
+        samples = samples[1:] - f.preemphasis * samples[:-1]
     if f.centred:
         left = (f.n_fft - f.win_length) // 2
         samples = np.pad(samples, f.n_fft // 2, mode="reflect")
@@ -70,7 +91,7 @@ def in_float64(frontend: Frontend, waveform: np.ndarray) -> np.ndarray:
         frame = samples[t * f.hop_length + left :][: f.win_length].copy()
         if f.remove_frame_mean:
             frame -= frame.mean()
-        if f.preemphasis:
+        if f.preemphasis and f.preemphasis_of == "frame":
             frame -= f.preemphasis * np.concatenate([frame[:1], frame[:-1]])
         spectrum = np.abs(np.fft.rfft(frame * window, f.n_fft)) ** f.power
         columns.append(spectrum @ filterbank(f).astype(np.float64))
@@ -124,12 +145,29 @@ def test_a_centred_second_has_101_frames_and_an_uncentred_one_98() -> None:
     assert log_mel(VGGISH)(noise(16_000)).shape == (64, 98)
 
 
+def test_pre_emphasis_of_the_waveform_takes_a_sample() -> None:
+    """So that a second at 32 kHz has 100 frames of 10 ms, not 101."""
+    assert log_mel(EFFICIENTAT)(noise(32_000)).shape == (128, 100)
+    assert log_mel(EFFICIENTAT)(noise(32_001)).shape == (128, 101)
+    off = EFFICIENTAT.model_copy(update={"preemphasis": 0.0})
+    assert off.n_frames(32_000) == 101
+
+
+def test_a_constant_is_nearly_gone_after_pre_emphasis() -> None:
+    """1 - 0.97 of it is left: 30.5 dB less."""
+    off = EFFICIENTAT.model_copy(update={"preemphasis": 0.0, "log_floor": 1e-30})
+    on = off.model_copy(update={"preemphasis": 0.97})
+    constant = np.full(32_000, 0.5, dtype=np.float32)
+    difference = log_mel(on)(constant)[:, :100] - log_mel(off)(constant)[:, :100]
+    np.testing.assert_allclose(difference, 2 * np.log(0.03), atol=1e-3)
+
+
 def test_ten_times_the_amplitude_is_20_db_more() -> None:
     quiet = noise(16_000) / 10
     np.testing.assert_allclose(log_mel(CNN14)(10 * quiet) - log_mel(CNN14)(quiet), 20, atol=1e-3)
 
 
-@pytest.mark.parametrize(("frontend", "shortest"), [(BYOLA, 513), (VGGISH, 400)])
+@pytest.mark.parametrize(("frontend", "shortest"), [(BYOLA, 513), (VGGISH, 400), (EFFICIENTAT, 514)])
 def test_a_clip_too_short_for_one_frame_is_an_error(frontend: Frontend, shortest: int) -> None:
     assert log_mel(frontend)(noise(shortest)).shape[1] > 0
     for samples in (noise(shortest - 1), noise(0)):
@@ -138,6 +176,24 @@ def test_a_clip_too_short_for_one_frame_is_an_error(frontend: Frontend, shortest
         stream = log_mel(frontend).stream()
         with pytest.raises(ValueError, match="too few for one frame"):
             list(stream.push(samples)) + list(stream.close())
+
+
+@pytest.mark.parametrize("name", sorted(FRONTENDS))
+def test_frames_may_be_taken_as_they_become_ready(name: str) -> None:
+    logmel = log_mel(FRONTENDS[name])
+    samples = noise(20_000)
+    stream = logmel.stream()
+    taken, n_taken = [], 0
+    for start in range(0, len(samples), 777):
+        stream.add(samples[start : start + 777])
+        if stream.n_ready > n_taken % 7:  # now and then, and never all of them
+            taken.append(stream.take(stream.n_ready - n_taken % 7))
+            n_taken += 1
+    whole = logmel(samples)
+    found = np.concatenate([*taken, *stream.close()], axis=1)
+    # Products of matrices of other sizes are rounded otherwise.
+    np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-4)
+    assert sum(each.shape[1] for each in taken) > whole.shape[1] - 20
 
 
 @settings(max_examples=40, deadline=None)

@@ -5,7 +5,7 @@ import base64
 import numpy as np
 import pytest
 
-from service.picture import Drawing, Picture
+from service.sound.picture import Drawing, Picture
 
 
 def draw(blocks: list[np.ndarray], *, columns: int) -> Picture:

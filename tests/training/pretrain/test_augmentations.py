@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from training.augmentations import (
+from training.pretrain.augmentations import (
     CropDraw,
     MixupMemory,
     draw_crops,
@@ -20,7 +20,7 @@ from training.augmentations import (
     resize_crop,
     view_of,
 )
-from training.recipe import AugmentationRecipe
+from training.pretrain.recipe import AugmentationRecipe
 
 EPS = 1.1920929e-07
 SCALE = (0.6, 1.5)

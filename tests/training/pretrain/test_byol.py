@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import encoders
-from training.byol import BYOL, byol_loss
+from training.pretrain.byol import BYOL, byol_loss
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import checkpoint
-from training.checkpoint import CheckpointError
+from training.pretrain import checkpoint
+from training.pretrain.checkpoint import CheckpointError
 
 STATE = {
     "step": 3,
@@ -23,6 +23,27 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert torch.equal(loaded.pop("weights"), torch.arange(4.0))
     assert loaded == {name: value for name, value in STATE.items() if name != "weights"}
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize(
+    ("state", "sentence"),
+    [
+        ({"a": Path("x")}, "Python objects or a program"),
+        (b"hello", "is no such file"),
+        (b"", "is no such file"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_without_the_advice_to_run_it(
+    state: object, sentence: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "checkpoint.pt"
+    if isinstance(state, bytes):
+        file.write_bytes(state)
+    else:
+        torch.save(state, file)
+    with pytest.raises(CheckpointError, match=sentence) as refused:
+        checkpoint.load(tmp_path)
+    assert "weights_only" not in str(refused.value)
 
 
 def test_a_failed_write_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import torch
 from scipy.special import logsumexp
 
 import encoders
-from training.cola import COLA, SIMILARITY_STD, cola_loss, similarity
+from training.pretrain.cola import COLA, SIMILARITY_STD, cola_loss, similarity
 
 
 @pytest.fixture

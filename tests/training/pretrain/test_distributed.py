@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from training.distributed import World, gather, join_world, leave_world, wait_for_first, wrap
+from training.pretrain.distributed import World, gather, join_world, leave_world, wait_for_first, wrap
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 TWO_PROCESSES = r"""
 import torch
-from training.distributed import gather, join_world, leave_world, wait_for_first, wrap
+from training.pretrain.distributed import gather, join_world, leave_world, wait_for_first, wrap
 
 world = join_world("cpu")
 assert world.size == 2

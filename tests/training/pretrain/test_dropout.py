@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import encoders
-from training.dropout import QuickDropout, quicken_dropout
+from training.pretrain.dropout import QuickDropout, quicken_dropout
 
 N = 200_003  # no multiple of four
 

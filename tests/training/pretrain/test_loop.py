@@ -20,16 +20,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from encoders.frontend import frontend_of
 from model_export.__main__ import main as export
-from service.audio import decode
-from service.model import Model
-from service.windows import embed
-from training import checkpoint
-from training.checkpoint import CheckpointError
+from service.inference.model import Model
+from service.inference.windows import embed
+from service.sound.audio import decode
 from training.clips import Clips
-from training.distributed import World
 from training.logmel import LogMel
-from training.plan import Plan, Statistics, plan_of
-from training.pretrain import (
+from training.pretrain import checkpoint
+from training.pretrain.checkpoint import CheckpointError
+from training.pretrain.distributed import World
+from training.pretrain.loop import (
     autocast_of,
     learning_rate,
     normalised,
@@ -40,12 +39,13 @@ from training.pretrain import (
     update_average,
     warn_of_few_steps,
 )
-from training.recipe import Recipe, as_toml, load_recipe
-from training.run import COLLAPSED_LOGS, Options, TrainingError, new_run
+from training.pretrain.recipe import Recipe, as_toml, load_recipe
+from training.pretrain.run import COLLAPSED_LOGS, Options, TrainingError, new_run
+from training.pretrain.sampler import Plan, Statistics, plan_of
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 STEPS = 12
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 Execute = Callable[[list[str]], "subprocess.CompletedProcess[str]"]
 Command = Callable[..., list[str]]
@@ -168,7 +168,7 @@ def test_two_views_of_a_clip_may_come_from_two_places(
 ) -> None:
     overrides = [*tiny, "data.view_distance_s=2.0", "data.draws_power=0.5", "optimisation.epochs=0.2"]
     two_places = load_recipe("byola-2022", overrides)
-    _, waveforms = next(plan_of(clips, two_places, ALONE).batches(0, 1))
+    waveforms = next(plan_of(clips, two_places, ALONE).batches(0, 1)).waveforms
     assert len(waveforms) == 2
     x = normalised(LogMel(frontend_of(16)), waveforms, Statistics(mean=-9.0, std=5.0))
     views, _ = two_views(x, lambda place, _: place, torch.Generator())
@@ -197,7 +197,7 @@ def test_no_checkpoint_is_written_over_a_good_one_while_the_embeddings_are_colla
     clips: Clips, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spread = iter([0.5, 0.5, *[0.0] * COLLAPSED_LOGS])
-    monkeypatch.setattr("training.pretrain.embedding_std", lambda _: next(spread))
+    monkeypatch.setattr("training.pretrain.loop.embedding_std", lambda _: next(spread))
     with pytest.raises(TrainingError, match="collapsed at step 7"):
         pretrain(clips, recipe, options_of(tmp_path, checkpoint_every_s=0.0), ALONE)
     assert checkpoint.load(tmp_path)["step"] == 2
@@ -324,6 +324,32 @@ def test_a_killed_run_goes_on_to_the_same_result(
     assert "48/48" in resumed.stderr
     pretrain(clips, load_recipe(method, overrides), options_of(reference), ALONE)
     assert_same_result(out, reference)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_told_to_stop_saves_the_step_it_is_in(
+    number: signal.Signals,
+    command: Command,
+    environment: dict[str, str],
+    run: Execute,
+    tiny: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    line = command(tmp_path, "--checkpoint-every", "1e9", overrides=(*tiny, "optimisation.epochs=200"))
+    process = subprocess.Popen(line, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "log.jsonl"
+    try:
+        wait_until(lambda: log.is_file() and len(log.read_text().splitlines()) > 3, process)
+    finally:
+        process.send_signal(number)
+        _, said = process.communicate()
+    assert process.returncode == 128 + number
+    saved = checkpoint.load(tmp_path)["step"]
+    assert saved >= 4
+    assert f"step {saved} of 1200 is saved; the same command with --resume" in said
+    resumed = run([*line, "--resume", "--stop-after", "1"])
+    assert resumed.returncode == 0, resumed.stderr
+    assert checkpoint.load(tmp_path)["step"] == saved + 1
 
 
 # Accidents

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from training.recipe import RECIPES, SECTIONS, RecipeError, as_tables, as_toml, load_recipe, recipe_of
+from training.pretrain.recipe import (
+    RECIPES,
+    SECTIONS,
+    RecipeError,
+    as_tables,
+    as_toml,
+    load_recipe,
+    recipe_of,
+)
 
 # What both papers share; arXiv 2103.06695, section V-A, and arXiv 2204.07402, section IV-A.
 SHARED = {
@@ -24,6 +32,7 @@ SHARED = {
         "schedule": "constant",
         "warmup_steps": 0,
         "average_decay": 0.0,
+        "weight_decay": 0.0,
         "seed": 42,
     },
 }
@@ -137,7 +146,9 @@ def test_missing_keys_are_named() -> None:
 def test_a_recipe_has_one_method() -> None:
     tables = as_tables(load_recipe("byola-2022"))
     assert load_recipe("byola-2022").cola is None
-    with pytest.raises(RecipeError, match=r"one method, \[byol\] or \[cola\]: it has 2 of them"):
+    with pytest.raises(
+        RecipeError, match=r"one method, \[byol\], \[cola\], \[msm_mae\] or \[distil\].*: it has 2 of them"
+    ):
         recipe_of({**tables, "cola": {"projection_size": 512}})
     del tables["byol"]
     with pytest.raises(RecipeError, match="it has 0 of them"):
@@ -173,3 +184,26 @@ def test_every_hyper_parameter_is_explained_in_the_shipped_recipes(path: Path) -
     for section in as_tables(load_recipe(path.stem)).keys() - {"encoder"}:
         unexplained = {field.name for field in dataclasses.fields(SECTIONS[section])} - explained
         assert unexplained <= {"epochs", "learning_rate", "projection_size", "seed"}
+
+
+def test_distillation_may_have_byol_beside_it_and_then_needs_a_weight_for_it() -> None:
+    tables = as_tables(load_recipe("distil"))
+    assert load_recipe("distil").augmentation is None
+    byola = as_tables(load_recipe("byola-2022"))
+    both = {**tables, "byol": byola["byol"], "augmentation": byola["augmentation"]}
+    with pytest.raises(RecipeError, match=r"distil\.byol_weight above 0 needs the sections"):
+        recipe_of(both)
+    both["distil"] = {**both["distil"], "byol_weight": 0.5}
+    recipe = recipe_of(both)
+    assert recipe.byol
+    assert recipe.distil
+    assert recipe_of(tomllib.loads(as_toml(recipe))) == recipe
+    with pytest.raises(RecipeError, match="it has 2 of them"):
+        recipe_of({**tables, "cola": {"projection_size": 512}})
+
+
+def test_a_section_that_the_method_has_no_use_for_is_named() -> None:
+    tables = as_tables(load_recipe("byola-2022"))
+    waveform = as_tables(load_recipe("distil"))["waveform"]
+    with pytest.raises(RecipeError, match=r"\[waveform\] has no use beside the method \[byol\]"):
+        recipe_of({**tables, "waveform": waveform})

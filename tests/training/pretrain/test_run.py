@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from encoders.frontend import frontend_of
-from training import checkpoint
-from training.checkpoint import CheckpointError
 from training.clips import Clips
-from training.distributed import World
 from training.logmel import LogMel
-from training.plan import Plan, measure_statistics, plan_of
-from training.recipe import Recipe, RecipeError, recipe_of
-from training.run import (
+from training.pretrain import checkpoint
+from training.pretrain.checkpoint import CheckpointError
+from training.pretrain.distributed import World
+from training.pretrain.recipe import Recipe, RecipeError, recipe_of
+from training.pretrain.run import (
     COLLAPSED_LOGS,
     Options,
     Run,
@@ -28,6 +27,7 @@ from training.run import (
     save,
     start_run,
 )
+from training.pretrain.sampler import Plan, measure_statistics, plan_of
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 SPREAD, COLLAPSED = {"loss": 0.1, "embedding_std": 0.2}, {"loss": 0.1, "embedding_std": 0.001}

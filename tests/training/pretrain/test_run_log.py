@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.run_log import Clock, RunLog, embedding_std
+from training.pretrain.run_log import Clock, RunLog, embedding_std
 
 CPU = torch.device("cpu")
 

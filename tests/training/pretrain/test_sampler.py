@@ -9,17 +9,17 @@ import torch
 
 from encoders.frontend import frontend_of
 from training.clips import Clips, DataError, find_audio, load_clips
-from training.distributed import World
 from training.logmel import LogMel
-from training.plan import Plan, Statistics, measure_statistics, plan_of
-from training.recipe import Recipe, RecipeError, load_recipe
+from training.pretrain.distributed import World
+from training.pretrain.recipe import Recipe, RecipeError, load_recipe
+from training.pretrain.sampler import Plan, Statistics, measure_statistics, plan_of
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 STEPS_PER_EPOCH, STEPS = 6, 12
 
 
 def batches_of(plan: Plan, steps: int) -> list[list[int]]:
-    return [[int(clip) for clip in order] for order, _ in plan.batches(0, steps)]
+    return [[int(clip) for clip in batch.clips] for batch in plan.batches(0, steps)]
 
 
 def test_an_epoch_is_dealt_out_in_batches_of_one_size_without_repetition(
@@ -53,10 +53,10 @@ def test_a_batch_is_never_too_small_for_its_normalisation(clips: Clips, tiny: tu
 def test_batches_read_ahead_are_the_same_from_any_step_on(clips: Clips, recipe: Recipe) -> None:
     plan = plan_of(clips, recipe, ALONE)
     whole, later = list(plan.batches(0, 9)), list(plan.batches(4, 9))
-    for (order, waveforms), (same_order, same_waveforms) in zip(whole[4:], later, strict=True):
-        assert np.array_equal(order, same_order)
-        assert torch.equal(waveforms, same_waveforms)
-    assert waveforms.shape == (1, 3, 15_200)
+    for batch, same in zip(whole[4:], later, strict=True):
+        assert np.array_equal(batch.clips, same.clips)
+        assert torch.equal(batch.waveforms, same.waveforms)
+    assert batch.waveforms.shape == (1, 3, 15_200)
 
 
 def test_one_clip_is_too_little(sounds: Path, cache: Path, recipe: Recipe) -> None:

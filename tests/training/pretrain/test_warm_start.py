@@ -9,20 +9,20 @@ import pytest
 import torch
 
 from encoders.frontend import frontend_of
-from service.model import Model
-from training import checkpoint
-from training.checkpoint import CheckpointError
+from service.inference.model import Model
 from training.clips import Clips
-from training.distributed import World
 from training.logmel import LogMel
-from training.plan import Plan, crops, plan_of
-from training.pretrain import pretrain
-from training.recipe import ColaRecipe, Recipe, load_recipe
-from training.run import Options, new_run
-from training.warm_start import start_from
+from training.pretrain import checkpoint
+from training.pretrain.checkpoint import CheckpointError
+from training.pretrain.distributed import World
+from training.pretrain.loop import pretrain
+from training.pretrain.recipe import ColaRecipe, Recipe, load_recipe
+from training.pretrain.run import Options, new_run
+from training.pretrain.sampler import Plan, crops, plan_of
+from training.pretrain.warm_start import start_from
 
 CPU = World(rank=0, size=1, device=torch.device("cpu"))
-SHIPPED = Path(__file__).parents[2] / "models" / "byola"
+SHIPPED = Path(__file__).parents[3] / "models" / "byola"
 
 
 @pytest.fixture(scope="module")

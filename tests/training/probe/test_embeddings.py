@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.model import Model
+from service.inference.model import Model
 from training.clips import DataError
-from training.embeddings import described, embed_once, logmel_statistics, served, untrained
+from training.probe.embeddings import described, embed_once, logmel_statistics, served, untrained
 
 FIXTURES = Path("tests/fixtures")
 CLIPS = [FIXTURES / name for name in ("digit3_8k_mono_ulaw.wav", "sitar_44k1_mono_pcm16.aiff")]

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.evaluate import (
+from training.probe.evaluate import (
     Predictions,
     card_rows,
     confusion,
@@ -14,7 +14,7 @@ from training.evaluate import (
     table,
     write_results,
 )
-from training.labelled import LabelledClip, LabelledTask
+from training.probe.labelled import LabelledClip, LabelledTask
 
 
 def task_of(labels: list[tuple[str, ...]], parts: list[str]) -> LabelledTask:

@@ -1,6 +1,7 @@
 """The layers of an encoder, alone and in pairs: of a run, a model folder and a published checkpoint."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +12,15 @@ from PIL import Image
 
 import encoders
 from encoders.frontend import BYOLA
-from service.audio import decode
-from service.model import Model
-from service.windows import embed
-from training import checkpoint
+from service.inference.model import Model
+from service.inference.windows import embed
+from service.sound.audio import decode
+from tests.published_files import efficientat_shapes, tensors
 from training.__main__ import main
-from training.checkpoint import CheckpointError
-from training.evaluate import Result
-from training.probe_layers import (
+from training.pretrain import checkpoint
+from training.pretrain.checkpoint import CheckpointError
+from training.probe.evaluate import Result
+from training.probe.layers import (
     OWN,
     Probed,
     embed_layers,
@@ -30,7 +32,7 @@ from training.probe_layers import (
     promising_pairs,
 )
 
-SHIPPED = Path(__file__).parents[2] / "models" / "byola"
+SHIPPED = Path(__file__).parents[3] / "models" / "byola"
 
 
 def result(task: str, value: float) -> Result:
@@ -87,6 +89,17 @@ def test_a_published_checkpoint_is_probed_by_its_encoders_layers(fixtures_dir: P
     x = torch.from_numpy(log_mel_of(vggish.frontend)(samples))[None, None]
     with torch.inference_mode():
         np.testing.assert_allclose(vectors["#22"], vggish.pool(vggish.eval()(x))[0], rtol=1e-4, atol=1e-6)
+
+
+def test_the_layers_of_a_narrower_checkpoint_have_its_own_sizes(fixtures_dir: Path, tmp_path: Path) -> None:
+    torch.save(tensors(efficientat_shapes(0.2)), tmp_path / "weights.pt")
+    probed = load_probed(tmp_path / "weights.pt", encoder="efficientat")
+    assert (probed.sizes[9], probed.sizes[15], probed.sizes[16]) == (16 * 8, 32 * 4, 192 * 4)
+    path = fixtures_dir / "click_10ms_16k_mono.wav"
+    vectors = embed_layers(probed, [path])[path]
+    assert {name: len(vector) for name, vector in vectors.items()} == {
+        f"#{number}": size for number, size in probed.sizes.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -151,12 +164,12 @@ def test_the_command_writes_numbers_and_a_heat_map_of_two_panels(
         "digit3_8k_mono_ulaw.wav",
         "digit5_8k_mono_u8.wav",
     ]
-    rows = [
-        f"{fixtures_dir / name},{task},{name[:4]},{split}"
-        for task, pair in (("esc50", names[:2]), ("digits", names[2:]))
-        for name in pair
-        for split in ("train", "valid", "test")
-    ]
+    rows = []
+    for task, pair in (("esc50", names[:2]), ("digits", names[2:])):
+        for name in pair:
+            for split in ("train", "valid", "test"):  # copies: one file in two splits is refused
+                shutil.copy(fixtures_dir / name, tmp_path / f"{split}-{name}")
+                rows.append(f"{split}-{name},{task},{name[:6]},{split}")
     (tmp_path / "labels.csv").write_text("\n".join(["file_name,task,label,split", *rows]))
     out = tmp_path / "layers.json"
     line = ["probe-layers", "--model", str(finished), "--data", str(tmp_path / "labels.csv")]

@@ -6,8 +6,8 @@ import torch
 from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
-from training import linear
-from training.linear import (
+from training.probe import linear
+from training.probe.linear import (
     MULTICLASS,
     MULTILABEL,
     LinearHead,

@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from training.pictures import draw_confusion, draw_tsne, picture_file
+from training.probe.pictures import draw_confusion, draw_tsne, picture_file
 
 
 def test_a_confusion_matrix_is_brightest_where_clips_lie(tmp_path):

@@ -1,4 +1,4 @@
-"""POST /models/reload and a session that fails, over a socket: nobody who asks meanwhile may notice."""
+"""The models over a socket, and POST /models/reload: nobody who asks meanwhile may notice."""
 
 import signal
 import threading
@@ -8,17 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import numpy as np
-import pytest
 
-from service import model as model_module
-from service.model import Model, load_card, write_card
-
-from .test_app import RAW, check_error, embed, noise, serving, until, wav
-from .test_main import free_port, run, wait_until_ready
-from .test_model import FailingSession
+from service.inference.card import load_card, write_card
+from tests.service.http.live import RAW, check_error, embed, noise, serving, wav
+from tests.service.servers import ServerProcess
 
 MakeToy = Callable[..., Path]
+
+
 NOTHING = {"loaded": [], "changed": [], "removed": [], "refused": {}, "processes": 1}
 
 
@@ -29,6 +26,28 @@ def new_version(folder: Path, version: str) -> None:
 def version_of(client: httpx.Client) -> str:
     version: str = client.get("/models/toy").json()["card"]["version"]
     return version
+
+
+def test_the_models_are_told_with_cards_heads_and_labels(client: httpx.Client) -> None:
+    models = client.get("/models").json()
+    assert models["default"] == "toy"
+    (toy,) = models["models"]
+    assert toy == client.get("/models/toy").json()
+    assert toy["card"]["sample_rate"] == 16_000
+    assert toy["heads"][0]["labels"] == ["cat", "dog", "fish"]
+    assert toy["loaded"] is toy["default"] is True
+
+
+def test_a_head_that_is_deleted_by_hand_is_served_on_and_the_reload_says_what_is_missing(
+    tmp_path: Path, make_toy: MakeToy
+) -> None:
+    head, *_ = sorted((make_toy(tmp_path / "toy") / "heads").glob("*.safetensors"))
+    with serving(tmp_path) as (client, _):
+        before = client.post("/classify", content=wav(noise(1)), headers=RAW).json()
+        head.unlink()
+        refused = client.post("/models/reload").json()["refused"]
+        assert f"heads/{head.name} is missing" in refused["toy"]
+        assert client.post("/classify", content=wav(noise(1)), headers=RAW).json() == before
 
 
 def test_a_changed_folder_is_served_after_a_reload(tmp_path: Path, make_toy: MakeToy) -> None:
@@ -51,8 +70,8 @@ def test_a_changed_folder_is_served_after_a_reload(tmp_path: Path, make_toy: Mak
         assert embed(client, wav(noise(1)))["embedding_size"] == 16
 
 
-def test_a_reload_needs_a_key_where_there_are_keys(models_dir: Path) -> None:
-    with serving(models_dir, api_keys=("secret",)) as (client, _):
+def test_a_reload_needs_an_admins_key_where_there_are_keys(models_dir: Path) -> None:
+    with serving(models_dir, api_keys=("shown",), admin_keys=("secret",)) as (client, _):
         check_error(client.post("/models/reload"), 401, "unauthorized")
         assert client.post("/models/reload", headers={"X-API-Key": "secret"}).status_code == 200
 
@@ -79,47 +98,12 @@ def test_requests_never_notice_a_reload(tmp_path: Path, make_toy: MakeToy) -> No
         assert [each.result() for each in asked] == [{200}] * 4
 
 
-def test_while_a_session_is_broken_the_server_is_not_ready(
-    toy_folder: Path, toy_model: Model, models_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = FailingSession(toy_folder, RuntimeError("CUDA failure 700"))
-    session.heals = False
-    session.broken = lambda logmel: True
-    body = wav(noise(1))
-    with serving(models_dir) as (client, server):
-        server.models.loaded["toy"] = Model(
-            toy_folder, toy_model.card, toy_model._logmel, session, toy_model.heads, "float32"
-        )
-        answer = client.post("/embed", content=body, headers=RAW)
-        assert "could not be opened again" in check_error(answer, 503, "overloaded")
-        assert int(answer.headers["Retry-After"]) >= 1
-        ready = client.get("/health/ready")
-        assert ready.status_code == 503
-        assert "CUDA failure 700" in ready.json()["detail"]
-        assert client.get("/health/live").status_code == 200
-
-        session.heals = True
-        monkeypatch.setattr(model_module, "REOPEN_EVERY_S", 0.0)  # some seconds later
-        expected = toy_model.run([toy_model.logmel(noise(1))])[0]
-        until(lambda: client.get("/health/ready").status_code == 200)  # no request was needed
-        vector = client.post("/embed", content=body, headers=RAW).json()["embedding"]
-        np.testing.assert_allclose(vector, expected.sum / expected.count + expected.max, rtol=1e-5)
-
-
-def test_all_workers_reload_whichever_is_asked(tmp_path: Path, make_toy: MakeToy, fixtures_dir: Path) -> None:
-    folder = make_toy(tmp_path / "toy")
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    process = run(
-        VIOLA_HOST="127.0.0.1",
-        VIOLA_PORT=str(port),
-        VIOLA_MODELS_DIR=str(tmp_path),
-        VIOLA_MODEL="toy",
-        VIOLA_DEVICE="cpu",
-        VIOLA_WORKERS="2",
-        VIOLA_DRAIN_S="0",
-    )
-    try:
-        wait_until_ready(url, process)
+def test_all_workers_reload_whichever_is_asked(tmp_path: Path, make_toy: MakeToy) -> None:
+    folder = make_toy(tmp_path / "models" / "toy")
+    settings = {"VIOLA_WORKERS": "2", "VIOLA_DRAIN_S": "0"}
+    with ServerProcess(tmp_path / "models", tmp_path, **settings) as server:
+        server.wait_until_ready()
+        url = server.url
         for version in ("2", "3", "4"):
             new_version(folder, version)
             for _ in range(600):  # one worker may be up long before the other
@@ -131,9 +115,6 @@ def test_all_workers_reload_whichever_is_asked(tmp_path: Path, make_toy: MakeToy
             # A new connection each: now one worker takes it, now the other.
             found = {httpx.get(f"{url}/models/toy").json()["card"]["version"] for _ in range(12)}
             assert found == {version}
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert process.returncode == 0
-    assert "Traceback" not in log
+        server.process.send_signal(signal.SIGTERM)
+        assert server.ends_with(0)
+        assert "Traceback" not in server.log()

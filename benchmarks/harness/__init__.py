@@ -1,0 +1,1 @@
+"""What the commands are made of: servers, clients, requests, sounds, options and the results they write."""

@@ -1,0 +1,1 @@
+"""A training run or a published file of weights in, an encoder ready to export out."""

@@ -1,0 +1,89 @@
+"""A request to go on as a WebSocket in, its messages out, in bounded memory: uvicorn's protocol with limits.
+
+    a message       MAX_MESSAGE_BYTES, in MAX_FRAGMENTS parts     close code 1009; what follows is discarded
+                                                                  for LINGER_S
+    after the end   ABORT_S, until the client has read it         cut
+    shutdown        the application is told, and ends it itself, with close code 1001
+
+uvicorn itself keeps any number of parts, waits for ever for a client that does not read, and ends what is
+open at once.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from service.http.protocol import END_STREAMS
+
+log = logging.getLogger(__name__)
+log.setLevel(
+    logging.WARNING
+)  # uvicorn tells each address with its query; the middleware has a line of its own
+
+MAX_MESSAGE_BYTES = 8_000_000  # a minute of 48 kHz in mono takes 5.8 million
+MAX_FRAGMENTS = 1_000
+LINGER_S = 5.0
+ABORT_S = 12.0  # uvicorn waits 10 s for the client's own close
+
+# For uvicorn's Config. Sound hardly gets smaller by deflating; that a client is there its sound tells.
+OPTIONS: dict[str, Any] = {
+    "ws": "service.http.websocket:StreamSocket",
+    "ws_max_size": MAX_MESSAGE_BYTES,
+    "ws_per_message_deflate": False,
+    "ws_ping_interval": None,
+}
+
+
+class StreamSocket(WebSocketsSansIOProtocol):
+    """on_lost: called when the connection is; process/balancing.py counts by it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.logger = log
+        self.on_lost: Callable[[], None] = lambda: None
+        self._abort_timer: asyncio.TimerHandle | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.on_lost()
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        if self.handshake_complete and not self.close_sent and not self.disconnected:
+            self.app_state.get(END_STREAMS, super().shutdown)()
+        else:
+            super().shutdown()
+
+    def handle_cont(self, event: Any) -> None:
+        if len(self.frames) >= MAX_FRAGMENTS:
+            self.frames = []
+            self.conn.fail(1009, "too many fragments")
+            self.handle_parser_exception()
+            return
+        super().handle_cont(event)
+
+    def handle_parser_exception(self) -> None:
+        """What the client goes on sending is thrown away until it has read why: were the connection closed at
+        once, the kernel would meet those bytes with a reset, and the close code would be lost with it."""
+        if self.close_sent:
+            return
+        close = self.conn.close_sent
+        assert close is not None
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": close.code, "reason": close.reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(LINGER_S, self.transport.abort)
+
+    def on_task_complete(self, task: "asyncio.Task[None]") -> None:
+        super().on_task_complete(task)
+        if not self.disconnected:
+            self._abort_timer = self.loop.call_later(ABORT_S, self.transport.abort)
