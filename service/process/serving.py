@@ -62,21 +62,27 @@ class Server(uvicorn.Server):
         if isinstance(self._loop, Loop):
             self._loop.is_to_stand_back = lambda: bool(self._why_not_ready())
         await super().startup(sockets)
+        if self._beats:
+            # Whoever reads "serving" below has been told.
+            os.set_blocking(self._beats.fileno(), False)
+            self._beat(self._beats)
+            self._keep(self._go_on_beating(self._beats))
         for sock in sockets or ():
             log.info("serving on http://%s", _shown(sock))
-        if self._beats:
-            self._keep(self._beat(self._beats))
 
-    async def _beat(self, beats: Connection) -> None:
-        """Until the loop ends. Whoever stops reading holds up nobody."""
-        os.set_blocking(beats.fileno(), False)
+    async def _go_on_beating(self, beats: Connection) -> None:
+        """Until the loop ends."""
         while True:
-            reason = self._why_not_ready()
-            if isinstance(self._loop, Loop):
-                self._loop.stand_back(bool(reason))
-            with contextlib.suppress(OSError):
-                beats.send_bytes(reason.encode()[:MAX_BEAT_BYTES])
             await asyncio.sleep(BEAT_S)
+            self._beat(beats)
+
+    def _beat(self, beats: Connection) -> None:
+        """Whoever stops reading holds up nobody."""
+        reason = self._why_not_ready()
+        if isinstance(self._loop, Loop):
+            self._loop.stand_back(bool(reason))
+        with contextlib.suppress(OSError):
+            beats.send_bytes(reason.encode()[:MAX_BEAT_BYTES])
 
     def _why_not_ready(self) -> str:
         why: Callable[[], str | None] = self.lifespan.state.get(READINESS, lambda: None)

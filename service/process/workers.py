@@ -147,7 +147,9 @@ class Slot:
             path = folder / f"{number}.pid"
             path.touch()
             lock = path.open("r+")
-            if try_lock(lock):
+            while not (is_ours := try_lock(lock)) and not cls._is_held(path):
+                time.sleep(0.001)  # somebody looked whether it is held
+            if is_ours:
                 lock.write(f"{os.getpid():<{len(_NOBODY)}}")  # over what is there: the disk may be full
                 lock.flush()
                 slot = cls(number, folder, lock)
@@ -176,8 +178,13 @@ class Slot:
 
     def is_held(self, number: int) -> bool:
         """Whether a living process holds the slot of this number."""
+        return self._is_held(self.folder / f"{number}.pid")
+
+    @staticmethod
+    def _is_held(path: Path) -> bool:
+        """Who holds it has the lock alone; whoever looks shares it for a moment."""
         try:
-            with (self.folder / f"{number}.pid").open() as lock:
+            with path.open() as lock:
                 return not try_lock(lock, shared=True)
         except FileNotFoundError:
             return False

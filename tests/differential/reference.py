@@ -11,6 +11,9 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +32,18 @@ needs_ffmpeg = pytest.mark.skipif(
 
 @dataclass(frozen=True)
 class Heard:
-    """samples: (n,) float32 at SAMPLE_RATE; duration_s: as decoded."""
+    """Pieces (n,) float64 mono with their own rate in Hz, as decoded; no two that follow each other at one rate."""
 
-    samples: np.ndarray
-    duration_s: float
+    pieces: tuple[tuple[np.ndarray, int], ...]
+
+    @property
+    def duration_s(self) -> float:
+        return sum(len(mono) / rate_hz for mono, rate_hz in self.pieces)
+
+    @cached_property
+    def samples(self) -> np.ndarray:
+        """(m,) float32 at SAMPLE_RATE. A border within one rate is none to the filter."""
+        return np.concatenate([resampled(*piece) for piece in self.pieces])
 
 
 def ffmpeg(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
@@ -48,12 +59,10 @@ def heard_by_ffmpeg(path: Path) -> Heard | None:
         if not decoded.is_file():
             return None
         samples, rate_hz = soundfile.read(decoded, dtype="float64", always_2d=True)
-    return heard(samples.mean(axis=1), rate_hz) if len(samples) else None
+    return Heard(((samples.mean(axis=1), rate_hz),)) if len(samples) else None
 
 
-def heard(mono: np.ndarray, rate_hz: int) -> Heard:
-    """(n,) at its own rate, resampled."""
-    duration_s = len(mono) / rate_hz
+def resampled(mono: np.ndarray, rate_hz: int) -> np.ndarray:
     if rate_hz != SAMPLE_RATE:
         # As many samples of both rates as there are whole periods in the mirrored edge.
         period = rate_hz // np.gcd(rate_hz, SAMPLE_RATE)
@@ -62,9 +71,10 @@ def heard(mono: np.ndarray, rate_hz: int) -> Heard:
         cut = edge * SAMPLE_RATE // rate_hz
         n = round(len(mono) * SAMPLE_RATE / rate_hz)
         mono = soxr.resample(mirrored, rate_hz, SAMPLE_RATE, quality="HQ")[cut : cut + n]
-    return Heard(np.clip(mono, -1, 1).astype(np.float32), duration_s)
+    return np.clip(mono, -1, 1).astype(np.float32)
 
 
 def joined(parts: list[Heard]) -> Heard:
-    samples = np.concatenate([part.samples for part in parts])
-    return Heard(samples, sum(part.duration_s for part in parts))
+    pieces = [piece for part in parts for piece in part.pieces]
+    of_one_rate = [(rate, list(same)) for rate, same in groupby(pieces, key=itemgetter(1))]
+    return Heard(tuple((np.concatenate([mono for mono, _ in same]), rate) for rate, same in of_one_rate))

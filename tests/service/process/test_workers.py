@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from functools import partial
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.process.files import try_lock
 from service.process.workers import METRICS_DIR, Slot, TemporaryFolderError, metrics_folder
 
 ROOT = Path(__file__).parents[3]
@@ -102,6 +104,18 @@ def test_a_slot_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     assert third.number == 0
     second.lock.close()
     third.lock.close()
+
+
+def test_a_slot_that_somebody_looks_at_is_free(tmp_path: Path) -> None:
+    """Who looks shares the lock for a moment; a worker that took another slot then would count in new files,
+    for which a full disk has no room."""
+    Slot.claim(tmp_path).lock.close()
+    look = (tmp_path / "0.pid").open()
+    assert try_lock(look, shared=True)
+    threading.Timer(0.1, look.close).start()
+    slot = Slot.claim(tmp_path)
+    assert slot.number == 0
+    slot.lock.close()
 
 
 def test_one_process_alone_has_no_folder_and_several_have_one_that_goes(
