@@ -32,7 +32,7 @@ needs_ffmpeg = pytest.mark.skipif(
 
 @dataclass(frozen=True)
 class Heard:
-    """Pieces (n,) float64 mono with their own rate in Hz, as decoded; no two that follow each other at one rate."""
+    """pieces: (n,) float64 mono with its rate in Hz, as decoded; the next one has another rate."""
 
     pieces: tuple[tuple[np.ndarray, int], ...]
 
