@@ -139,4 +139,4 @@ def until(claim: Callable[[], bool], seconds: float = 5) -> None:
     end = time.monotonic() + seconds
     while not claim():
         assert time.monotonic() < end
-        time.sleep(0.002)
+        time.sleep(0.01)
