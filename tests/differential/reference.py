@@ -23,7 +23,7 @@ import soxr
 
 SAMPLE_RATE = 16_000
 MIRROR_S = 0.1
-LONGEST_S = 60  # that ffmpeg may take
+LONGEST_S = 240  # that ffmpeg may take, on a busy machine
 
 needs_ffmpeg = pytest.mark.skipif(
     shutil.which("ffmpeg") is None, reason="ffmpeg is not installed; Debian's package is called ffmpeg"
