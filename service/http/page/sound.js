@@ -61,7 +61,7 @@ export class Sound {
    * gives it. Raises ApiError, whose sentence then stands on the card. */
   async analyse(model, scorer) {
     const request = (this.#request = {});
-    this.heard = null;
+    this.#keep(null);
     this.card.setAttribute("aria-busy", "true");
     $(".verdict", this.card).textContent = "Listening…";
     this.#makeSnippets(model.card.name, scorer);
@@ -104,13 +104,19 @@ export class Sound {
     this.#fail(null);
     if (heard.durationS < LONG_S) heard.timeline = []; // of a file whose length was not known
     heard.segments = heard.segments.filter((segment) => isHeard(segment, heard.timeline, silentFrom));
-    this.heard = heard;
+    this.#keep(heard);
     this.#silent = silentFrom();
     $(".facts", this.card).textContent = length(heard.durationS);
     showAnswer(this.card, heard, { scorer, silent: this.#silent });
     showSegments(this.card, heard.segments, { play: (startS, endS) => this.#player.playSpan(startS, endS) });
     this.#evidence.show(heard, card);
     this.#player.load(heard.durationS, (seconds) => this.#evidence.words(seconds));
+  }
+
+  /** heard: what there is to download, or null. */
+  #keep(heard) {
+    this.heard = heard;
+    for (const button of all(".downloads button", this.card)) button.disabled = heard === null;
   }
 
   #fail(error) {
@@ -157,7 +163,7 @@ export class Sound {
     };
     for (const button of all(".downloads button", this.card)) {
       const { format } = button.dataset;
-      button.addEventListener("click", () => this.heard && save(`${this.name}.${format}`, ...files[format]()));
+      button.addEventListener("click", () => save(`${this.name}.${format}`, ...files[format]()));
     }
   }
 

@@ -194,6 +194,21 @@ def test_a_file_is_sent_once_and_asked_everything(page: Page, url: str) -> None:
     assert len(sent) == 2
 
 
+def test_until_there_is_an_answer_there_is_nothing_to_download(page: Page) -> None:
+    held: list[Route] = []
+    page.route(re.compile("/classify"), lambda route: held.append(route))
+    drop(page, DOG)
+    expect(page.locator(f"{CARD} .verdict")).to_have_text("Listening…")
+    expect(page.locator(f"{CARD} .waveform canvas")).to_be_visible()  # which needs no server
+    json_button = page.locator(CARD).get_by_role("button", name="JSON")
+    expect(json_button).to_be_disabled()
+    while not held:
+        page.wait_for_timeout(50)
+    held[0].continue_()
+    assert first_tag(page) == "Dog"
+    expect(json_button).to_be_enabled()
+
+
 def received_bytes(url: str) -> float:
     """Of all bodies, as the server counts them."""
     (line,) = re.findall(r"^viola_received_bytes_total (\S+)$", httpx.get(f"{url}metrics").text, re.MULTILINE)
