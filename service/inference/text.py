@@ -90,6 +90,13 @@ class TextEncoder:
         (vectors,) = self._session.run([OUTPUT], {"input_ids": ids, "attention_mask": mask})
         return np.asarray(vectors, dtype=np.float32)
 
+    def embed_all(self, texts: Sequence[Tokens]) -> Array:
+        """Any number of texts -> (n, D), group by group."""
+        vectors = np.empty((len(texts), self.embedding_size), np.float32)
+        for group in groups_of(texts):
+            vectors[group] = self.embed([texts[i] for i in group])
+        return vectors
+
 
 def groups_of(texts: Sequence[Tokens]) -> Iterator[list[int]]:
     """Which texts run together, by their places: alike in length, RUN_TOKENS with their padding, or one."""
