@@ -53,7 +53,7 @@ from service.inference.session import (
     is_failure_of_device,
 )
 from service.inference.tensors import checked_tensor, read_tensors
-from service.inference.text import WITHOUT_PACKAGE, TextEncoder, load_text
+from service.inference.text import TextEncoder, load_text, why_no_text
 from service.sound.logmel import LogMel, LogMelStream
 from service.sound.waveform import Columns, ColumnStream, Waveform
 
@@ -252,17 +252,10 @@ class Model:
     def text_encoder(self, elsewhere: Sequence[str] | None = None) -> TextEncoder:
         """What embeds texts in the space of the sounds. elsewhere: the models that have such, where they are
         known. Raises NoText."""
-        if self.text is not None:
-            return self.text
-        if self.card.text is not None:
-            raise NoText(f"the text tower of `{self.card.name}` is off: {WITHOUT_PACKAGE}")
-        sentence = (
-            f"the model `{self.card.name}` has no text tower, so that words are nowhere among its sounds"
-        )
-        if elsewhere is not None:
-            there = ", ".join(f"`{name}`" for name in elsewhere) or "no model here"
-            sentence += f"; {there} has one"
-        raise NoText(sentence)
+        if self.text is None:
+            is_off = self.card.text is not None
+            raise NoText(why_no_text(self.card.name, is_off=is_off, elsewhere=elsewhere))
+        return self.text
 
     def self_test(self) -> str | None:
         """`probe`, and where something is wrong a new session: None once all is well, else what is not.

@@ -8,12 +8,15 @@ any head of one label. Its scores say which of the labels fits best: of one labe
 for every sound, and two are the fewest.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.inference.card import LABEL_PLACE
+from service.inference.card import LABEL_PLACE, TEXT_GRAPH, TEXT_TOKENIZER
 from service.inference.heads import Head
 from service.inference.model import Model
 from service.inference.projection import unit_length
@@ -77,6 +80,14 @@ def prompts_of(
         template = encoder.tower.template
     prompts = [template.replace(LABEL_PLACE, label) for label in labels]
     return prompts, [f"the label `{label}` in its template" for label in labels]
+
+
+def hash_of_labels(
+    labels: Sequence[str], template: str | None, tower: Mapping[str, Any], files: Mapping[str, str]
+) -> str:
+    """A SHA-256 of all that such a head is made of. tower: the card's `text`; files: with their SHA-256."""
+    made_of = [list(labels), template, dict(tower), files[TEXT_GRAPH], files[TEXT_TOKENIZER]]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
 def zero_shot_head(labels: Sequence[str], vectors: Array, logit_scale: float) -> Head:
