@@ -16,7 +16,6 @@ stopped while it decoded goes on behind the last shard that is whole.
 import hashlib
 import json
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,7 +33,7 @@ from service.bulk.listing import ListingError, listed_paths
 from service.bulk.offline import audio_files
 from service.errors import ViolaError
 from service.inference.threads import usable_cores
-from service.process.files import lock
+from service.process.files import lock, write_whole
 from service.sound.audio import decode
 from training.corpora.known import corpus
 from training.errors import DataError
@@ -266,20 +265,6 @@ def samples_or_reason(path: Path, sample_rate: int) -> NDArray[np.int16] | str:
     if not len(samples):
         return f"the file lasts less than one sample at {sample_rate} Hz"
     return np.clip(np.rint(samples * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """The file appears with all its content or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def epoch_order(

@@ -3,7 +3,6 @@
 Weights are read strictly: every key of the encoder must be there, and no other.
 """
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import encoders
-from encoders import AnyEncoder, Student
+from encoders import AnyEncoder, Student, torch_file
 from encoders.byola_2020 import AudioNTT2020
 from encoders.byola_2022 import AudioNTT2022
 from encoders.byola_layers import BYOLALayers
@@ -78,13 +77,10 @@ def load_file(path: Path) -> Any:
     """What torch.save wrote: tensors, numbers, strings, lists and dicts, no code. Raises ExportError."""
     if not path.is_file():
         raise ExportError(f"{path} does not exist.")
-    mmap = zipfile.is_zipfile(path)  # the format before torch 1.6 cannot be mapped
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # torch names no class for what can be wrong with a file
-        raise ExportError(
-            f"{path} cannot be read as a file of torch.save: {_why_unreadable(error)}"
-        ) from error
+        return torch_file.load(path)
+    except torch_file.TorchFileError as error:
+        raise ExportError(f"{path} cannot be read as a file of torch.save: {error}") from error
 
 
 def build_encoder(name: str, parameters: dict[str, Any], state: Mapping[str, Any], source: Path) -> Student:
@@ -157,16 +153,3 @@ def _complaint_on(expected: Tensor, found: Any) -> str | None:
     if not bool(torch.isfinite(found).all()):
         return "holds NaN or infinite values"
     return None
-
-
-def _why_unreadable(error: Exception) -> str:
-    """In our words: torch advises to load such a file with `weights_only=False`, which runs what is in it."""
-    text = str(error)
-    if "Unsupported" in text or "TorchScript" in text:
-        return (
-            "it holds Python objects or a program beside tensors, and loading those would run whatever code "
-            "they name; save the weights alone (a state_dict), where you trust the file"
-        )
-    if isinstance(error, OSError | RuntimeError) and "weights_only" not in text:
-        return text.partition("\n")[0]
-    return "it is no such file, or it is damaged"

@@ -33,6 +33,7 @@ from service.bulk.inputs import filesystem_of, location_of, modified_s
 from service.bulk.kinds import Kind, R
 from service.bulk.offline import FileResult, Location, Work
 from service.bulk.table import as_utf_8, check_parquet, model_of, not_a_table, write_whole
+from service.process.files import NEW
 
 if TYPE_CHECKING:
     import pyarrow
@@ -140,7 +141,7 @@ class Folder:
         folder = Path(self._root)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(".*.parquet.*.tmp"):
+            for leftover in folder.glob(f"{NEW}*"):
                 leftover.unlink(missing_ok=True)
         except OSError as error:
             raise CommandError(f"--out {self.out} cannot be written: {error.strerror or error}") from error

@@ -1,6 +1,5 @@
 """Embeddings and the paths of their files: a table, written as .npz or .parquet in one step and read back."""
 
-import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bulk.errors import CommandError
+from service.process.files import whole_file
 
 if TYPE_CHECKING:
     import pyarrow
@@ -98,17 +98,10 @@ def write_table(path: Path, table: Table) -> None:
 def write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     """What `write` puts into the file it is given, in one step: a reader sees no half-written file. Raises
     CommandError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as file:
+            write(file)
     except OSError as error:
         raise CommandError(f"{path} cannot be written: {error.strerror or error}") from error
 

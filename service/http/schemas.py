@@ -382,7 +382,7 @@ REPORT_EXAMPLE = {
         "min_known": 0.125,
     },
     "strength": 100.0,
-    "words": ["Of sounds that were left out of the fit 90 % are told right: doorbell 100 %, knock 80 %."],
+    "words": ["Of recordings that it has not learnt from 90 % are told right: doorbell 100 %, knock 80 %."],
     "outdated": 0,
     "damaged": 0,
     "seconds": 0.08,

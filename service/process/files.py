@@ -4,9 +4,11 @@ A page of a mapped file for which the disk has no room is fatal to whoever write
 has room for none of its pages: they are holes.
 """
 
+import contextlib
 import errno
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -51,13 +53,15 @@ def try_lock(file: IO[str], *, shared: bool = False) -> bool:
     return True
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """In one step, and for good: whoever reads sees the old file or the new one, a power cut later too.
-    Raises OSError, such as ENOSPC, and the old file stays."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of `path` at the end: in one step, and for good, so that
+    whoever reads sees the old file or the new one, a power cut later too. Where the writing fails the old
+    file stays. Raises OSError, such as ENOSPC."""
     new = path.parent / f"{NEW}{secrets.token_hex(8)}"
     try:
         with new.open("xb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
@@ -65,6 +69,12 @@ def write_whole(path: Path, content: bytes) -> None:
         new.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """As `whole_file` does. Raises OSError."""
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def sync_folder(folder: Path) -> None:

@@ -108,6 +108,7 @@ class _Account:
         self._second = float(1 / stream.time_base)  # in the units of the packets
         self._container = container
         self._decoded_s = self._damaged_s = 0.0
+        self._failed_s = 0.0  # of the last packet
         self._is_all_bad = False
         self._begins_at: int | None = None
         self._ends_at = 0
@@ -117,6 +118,8 @@ class _Account:
 
     def decoded(self, packet: Any, frames: list[av.AudioFrame]) -> None:
         self._is_all_bad = False
+        if packet.size:  # not the empty one at the end
+            self._go_on()
         if self._container == "flac":  # several frames may come in one packet, and not all of them be decoded
             self._decoded_s += sum(frame.samples / max(1, frame.sample_rate) for frame in frames)
         else:  # the decoder cuts off what the encoder has put before and behind the sound
@@ -131,13 +134,16 @@ class _Account:
 
     def failed(self, packet: Any) -> None:
         self._is_all_bad = self._decoded_s == 0
+        self._go_on()
         if self._container in HOLD_PACKETS:
-            self._add_damage(self._seconds(packet))
+            self._failed_s = self._seconds(packet)
 
     def close(self, promised_s: float) -> None:
         if self._is_all_bad:
             raise AudioUnreadable(f"nothing of the sound can be decoded; send {KNOWN_FORMATS}")
         check_promise(promised_s, self._decoded_s)
+        if promised_s:
+            self._go_on()  # else the last packet is not whole, as of a recording that was ended
         if self._container == "flac":  # its frames have numbers
             self._add_damage((self._ends_at - (self._begins_at or 0)) / self._second - self._decoded_s)
 
@@ -174,6 +180,11 @@ class _Account:
         number = int.from_bytes(file.read(4), "little")
         file.seek(reading_at)
         return number
+
+    def _go_on(self) -> None:
+        """The last packet is followed by another one, or should have been whole."""
+        self._add_damage(self._failed_s)
+        self._failed_s = 0.0
 
     def _add_damage(self, seconds: float) -> None:
         self._damaged_s += seconds

@@ -49,11 +49,11 @@ class SoundFileDecoder:
         else:
             check_promise(self._n_told / rate_hz, n_read / rate_hz)
 
-    def _read(self, n_read: int) -> Samples:
+    def _read(self, n_read: int, *, at_least: int = 512) -> Samples:
         """Up to a block. No more is asked for than is left by the header, for libsndfile fills the rest of
-        what it is given with zeros, but always some, because a header may say too little, or nothing."""
-        left = max(self._n_told - n_read, 512) if self._n_told else BLOCK_VALUES
-        n = max(1, min(left, BLOCK_VALUES // self._file.channels))
+        what it is given with zeros; but so many at least, because a header may say too little, or nothing."""
+        left = max(self._n_told - n_read, at_least) if self._n_told else BLOCK_VALUES
+        n = min(left, max(1, BLOCK_VALUES // self._file.channels))
         samples: Samples = self._file.read(n, dtype="float32", always_2d=True)
         return samples
 
@@ -64,7 +64,7 @@ class SoundFileDecoder:
         with ExitStack() as stack:
             self._file = stack.enter_context(_ForwardSoundFile(self._part.as_stored()))
             try:
-                while len(samples := self._read(n_read)):
+                while n_read < self._n_told and len(samples := self._read(n_read, at_least=1)):
                     n_read += len(samples)
                     if n_read > n_passed:
                         yield Block(samples[-(n_read - n_passed) :], self._file.samplerate)

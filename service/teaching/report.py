@@ -43,7 +43,8 @@ def words_of(report: Report) -> list[str]:
     if judged:
         told = ", ".join(f"{one['label']} {_percent(one['accuracy'])}" for one in judged[:20])
         words.append(
-            f"Of sounds that were left out of the fit {_percent(report['accuracy'])} are told right: {told}."
+            f"Of recordings that it has not learnt from {_percent(report['accuracy'])} are told right: "
+            f"{told}."
         )
     few = [label for label in report["labels"] if label["clips"] < FEW]
     if few:
@@ -56,8 +57,8 @@ def words_of(report: Report) -> list[str]:
     words += map(_doubt, report["doubtful"])
     if none := report["none_of_these"]:
         words.append(
-            f"Of {none['sounds']} sounds that are none of the labels {_percent(none['taken_for_a_label'])} "
-            f"are taken for one, and of the examples {_percent(none['missed'])} are missed."
+            f"Of {none['sounds']} other sounds {_percent(none['taken_for_a_label'])} are taken for a label, "
+            f"and {_percent(none['missed'])} of the examples are missed."
         )
     return words
 

@@ -23,7 +23,7 @@ import soxr
 
 SAMPLE_RATE = 16_000
 MIRROR_S = 0.1
-LONGEST_S = 60  # that ffmpeg may take
+LONGEST_S = 240  # that ffmpeg may take, on a busy machine
 
 needs_ffmpeg = pytest.mark.skipif(
     shutil.which("ffmpeg") is None, reason="ffmpeg is not installed; Debian's package is called ffmpeg"
@@ -32,7 +32,7 @@ needs_ffmpeg = pytest.mark.skipif(
 
 @dataclass(frozen=True)
 class Heard:
-    """Pieces (n,) float64 mono with their own rate in Hz, as decoded; no two that follow each other at one rate."""
+    """pieces: (n,) float64 mono with its rate in Hz, as decoded; the next one has another rate."""
 
     pieces: tuple[tuple[np.ndarray, int], ...]
 

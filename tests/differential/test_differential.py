@@ -8,7 +8,7 @@ By default each format is written at three rates and with as many numbers of cha
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -31,8 +31,7 @@ ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 DURATION_WITHIN_S = 0.05
 COSINE_AT_LEAST = 0.999
-# Two decoders of GSM 6.10 differ by a few steps of their 13 bits, and 8 kHz leave half of the log-mel empty.
-ROUGH = {"wav_gsm": 0.998}
+LONGEST_FRAME = 4096  # samples: of FLAC; a block of ADPCM has about half as many
 FFMPEGS = 2  # processes side by side
 
 ENDS_EARLY = "ends early|is damaged|lacks its index"
@@ -162,8 +161,6 @@ def test_a_format_is_heard_as_ffmpeg_hears_it(format_: Format, family: Family) -
     shapes = [(rates[0], channels[0]), middle, (rates[-1], channels[len(channels) // 2])]
     cases = [*plain(format_, family, shapes), *changed(format_, family, *middle)]
     assert len(cases) > 5
-    if format_.name in ROUGH:
-        cases = [replace(case, cosine=ROUGH[format_.name]) for case in cases]
     assert differences(cases) == []
 
 
@@ -178,17 +175,41 @@ def test_a_format_is_heard_as_ffmpeg_hears_it_in_all_its_shapes(format_: Format,
         assert differences(changed(format_, family, *shape)) == []
 
 
-def plain(format_: Format, family: Family, shapes: Iterable[tuple[int, int]]) -> list[Case]:
+def bar(format_: Format, rate_hz: int) -> float:
+    """What the cosine reaches at least."""
+    if format_.name == "wav_gsm":
+        # Two decoders differ by a few steps of their 13 bits, and 8 kHz leave half of the log-mel empty.
+        return 0.998
+    if "libmp3lame" in format_.arguments and rate_hz == 24_000:
+        # FFmpeg 5 hears it otherwise than FFmpeg 8 and mpg123 do, who agree to 4e-7.
+        return 0.98
+    return COSINE_AT_LEAST
+
+
+def plain(format_: Format, family: Family, shapes: Sequence[tuple[int, int]]) -> list[Case]:
     """As ffmpeg writes it, into a file."""
     paths = written(family, [(format_, *shape, False) for shape in shapes])
-    heard = heard_in(paths)
-    return [Case(path.name, path.read_bytes(), each) for path, each in zip(paths, heard, strict=True)]
+    found = [(path, bar(format_, shape[0])) for path, shape in zip(paths, shapes, strict=True) if path]
+    heard = heard_in([path for path, _ in found])
+    return [
+        Case(path.name, path.read_bytes(), each, cosine=cosine)
+        for (path, cosine), each in zip(found, heard, strict=True)
+    ]
 
 
 def changed(format_: Format, family: Family, rate_hz: int, channels: int) -> Iterator[Case]:
-    """What becomes of files on their way: with tags, piped, broken off, joined."""
+    """What becomes of files on their way: with tags, piped, broken off, joined. Nothing where ffmpeg does not
+    write the format in this shape."""
+    at_least = bar(format_, rate_hz)
+    for case in changes(format_, family, rate_hz, channels):
+        yield replace(case, cosine=min(case.cosine, at_least))
+
+
+def changes(format_: Format, family: Family, rate_hz: int, channels: int) -> Iterator[Case]:
     shapes = [(format_, format_.rates[0], format_.channels[0]), (format_, rate_hz, channels)]
     other, stored = written(family, [(*shape, False) for shape in shapes])
+    if not (other and stored):
+        return
     heard_other, heard = heard_in([other, stored])
     tagged = {f"{stored.name} behind {name}": tag + stored.read_bytes() for name, tag in TAGS_BEFORE.items()}
     tagged |= {f"{stored.name} before {name}": stored.read_bytes() + tag for name, tag in TAGS_BEHIND.items()}
@@ -198,7 +219,7 @@ def changed(format_: Format, family: Family, rate_hz: int, channels: int) -> Ite
         ):  # FFmpeg takes the encoder's padding for sound where foreign bytes follow
             heard = heard_by_ffmpeg(family.kept(f"tagged_{stored.name}", content))
         yield Case(name, content, heard)
-    yield broken_off(family, stored, is_refused=format_.tells_length)
+    yield broken_off(family, stored, rate_hz, is_refused=format_.tells_length)
     if format_.is_row_of_frames:
         yield from joined_rows(family, stored, other)
     else:
@@ -207,28 +228,31 @@ def changed(format_: Format, family: Family, rate_hz: int, channels: int) -> Ite
     if format_.tells_piped is None:
         return
     (piped,) = written(family, [(*shapes[1], True)])
+    assert piped
     yield Case(piped.name, piped.read_bytes(), heard_by_ffmpeg(piped) if format_.is_read_piped else heard)
     if format_.is_read_piped:
-        yield broken_off(family, piped, is_refused=format_.tells_piped)
+        yield broken_off(family, piped, rate_hz, is_refused=format_.tells_piped)
 
 
 def joined_rows(family: Family, one: Path, other: Path) -> Iterator[Case]:
     """One row of frames, with the padding of each encoder within it, as ffmpeg hears it. Where the rate
     changes it resamples to the first one, with a filter of its own, so that the cosine is lower."""
-    for following, cosine in ((one, COSINE_AT_LEAST), (other, 0.95)):
+    for following, cosine in ((one, COSINE_AT_LEAST), (other, 0.9)):
         both = family.kept(f"joined_{one.name}", one.read_bytes() + following.read_bytes())
         name = f"{one.name} and {following.name}"
         yield Case(name, both.read_bytes(), heard_by_ffmpeg(both), cosine=cosine)
 
 
-def broken_off(family: Family, whole: Path, *, is_refused: bool) -> Case:
+def broken_off(family: Family, whole: Path, rate_hz: int, *, is_refused: bool) -> Case:
     content = whole.read_bytes()
     cut = family.kept(f"cut_{whole.name}", content[: len(content) * 6 // 10])
-    # A last frame that is not whole may be heard or not: a block of ADPCM lasts a tenth of a second.
+    # A last frame that is not whole may be heard or not.
+    within_s = max(DURATION_WITHIN_S, LONGEST_FRAME / rate_hz)
     refused = ENDS_EARLY if is_refused else None
-    return Case(cut.name, cut.read_bytes(), heard_by_ffmpeg(cut), refused, within_s=0.1)
+    return Case(cut.name, cut.read_bytes(), heard_by_ffmpeg(cut), refused, within_s=within_s)
 
 
-def written(family: Family, shapes: list[tuple[Format, int, int, bool]]) -> list[Path]:
+def written(family: Family, shapes: list[tuple[Format, int, int, bool]]) -> list[Path | None]:
+    """None where ffmpeg does not write it."""
     with ThreadPoolExecutor(FFMPEGS) as pool:
-        return [path for path in pool.map(lambda shape: family.written(*shape), shapes) if path]
+        return list(pool.map(lambda shape: family.written(*shape), shapes))

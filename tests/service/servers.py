@@ -115,8 +115,28 @@ def free_port() -> int:
         return port
 
 
+@contextlib.contextmanager
+def listening(answer: bytes | None) -> Iterator[str]:
+    """The address of what says `answer` to whoever connects; None for nothing at all."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                if answer is None:
+                    connection.recv(65536)  # until the other side gives up
+                else:
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        thread.join()
+
+
 def until(claim: Callable[[], bool], seconds: float = 5) -> None:
     end = time.monotonic() + seconds
     while not claim():
         assert time.monotonic() < end
-        time.sleep(0.002)
+        time.sleep(0.01)

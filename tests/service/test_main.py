@@ -46,7 +46,7 @@ class Client(threading.Thread):
     def wait_for_more(self, n: int) -> None:
         """Until n more requests are answered."""
         target = len(self.answered) + n
-        until(lambda: len(self.answered) >= target, seconds=60)
+        until(lambda: len(self.answered) >= target, seconds=150)
 
     def stop(self) -> None:
         self._is_told_to_stop.set()
@@ -160,7 +160,7 @@ def test_workers_are_replaced_counted_together_and_ended(
 
     with ServerProcess(models_dir, tmp_path, VIOLA_WORKERS="2") as server:
         server.wait_until_ready()
-        until(lambda: server.metric("viola_ready") == 2, seconds=60)
+        until(lambda: server.metric("viola_ready") == 2, seconds=150)
         clients = [Client(server.url, sound) for _ in range(3)]
         clients[0].wait_for_more(5)
 
@@ -169,7 +169,7 @@ def test_workers_are_replaced_counted_together_and_ended(
         clients[0].wait_for_more(5)
         until(
             lambda: len(pids()) == 2 and killed not in pids() and server.metric("viola_ready") == 2,
-            seconds=60,
+            seconds=150,
         )
         assert sum(len(client.failed) for client in clients) <= len(clients)
         for client in clients:
@@ -177,7 +177,7 @@ def test_workers_are_replaced_counted_together_and_ended(
 
         before = pids()
         server.process.send_signal(signal.SIGHUP)  # a restart, one worker after the other: nothing is lost
-        until(lambda: not before & pids() and server.metric("viola_ready") == 2, seconds=60)
+        until(lambda: not before & pids() and server.metric("viola_ready") == 2, seconds=150)
         for client in clients:
             client.stop()
         assert [client.failed for client in clients] == [[], [], []]

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from training.clips import write_whole
+from encoders import torch_file
+from service.process.files import write_whole
 
 FILE_NAME = "checkpoint.pt"
 
@@ -32,20 +33,7 @@ def load(run: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: {run} is not the folder of a pre-training run.")
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {why_unreadable(error)}") from error
+        state: dict[str, Any] = torch_file.load(path)
+    except torch_file.TorchFileError as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
     return state
-
-
-def why_unreadable(error: Exception) -> str:
-    """In our words: torch advises to load such a file with `weights_only=False`, which runs what is in it."""
-    text = str(error)
-    if "Unsupported" in text or "TorchScript" in text:
-        return (
-            "it holds Python objects or a program beside tensors, and loading those would run whatever code "
-            "they name; save the weights alone (a state_dict), where you trust the file"
-        )
-    if isinstance(error, OSError | RuntimeError) and "weights_only" not in text:
-        return text.partition("\n")[0]
-    return "it is no such file, or it is damaged"

@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.clips import STATISTICS, WAVEFORMS, draw_segments, write_whole
+from service.process.files import write_whole
+from training.clips import STATISTICS, WAVEFORMS, draw_segments
 from training.pretrain.recipe import DistilRecipe, Recipe
 from training.pretrain.sampler import Batch, Plan
 from training.pretrain.teachers import Answers, Subject, Teacher

@@ -23,7 +23,8 @@ from encoders import Encoder, Student
 from encoders.commit import commit_of
 from encoders.efficientat import EfficientAT
 from encoders.msm_mae import MSMMAE
-from training.clips import Clips, write_whole
+from service.process.files import write_whole
+from training.clips import Clips
 from training.logmel import LogMel
 from training.pretrain import checkpoint
 from training.pretrain.augmentations import MixupMemory

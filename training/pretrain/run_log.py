@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.clips import write_whole
+from service.process.files import write_whole
 
 
 class RunLog:

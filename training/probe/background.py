@@ -13,7 +13,8 @@ from safetensors.numpy import save
 from service.bulk.offline import embed_files
 from service.inference.card import load_card, sha256_of, write_card
 from service.inference.model import BACKGROUND, Model
-from training.clips import DataError, write_whole
+from service.process.files import write_whole
+from training.clips import DataError
 from training.probe.linear import Embeddings
 
 CLIPS = 256

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from training.clips import write_whole
+from service.process.files import write_whole
 from training.probe.labelled import LabelledTask, Split, splits_of
 from training.probe.linear import (
     LEARNING_RATE,

@@ -18,7 +18,8 @@ from safetensors.numpy import save
 
 from service.inference.card import NAME, load_card, sha256_of, write_card
 from service.inference.known import KnownSounds
-from training.clips import DataError, write_whole
+from service.process.files import write_whole
+from training.clips import DataError
 from training.probe.evaluate import Predictions, fit_split, interval
 from training.probe.known import FEWEST_TESTED, known_sounds, separation
 from training.probe.labelled import LabelledTask, Split, splits_of

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 import encoders
-from encoders import Encoder, build_any
+from encoders import Encoder, build_any, torch_file
 from encoders.byola_layers import BYOLALayers, layer_sizes
 from encoders.contract import AnyEncoder
 from encoders.frontend import Frontend, mel_filterbank, window_of
@@ -36,7 +36,7 @@ from service.sound import logmel as served
 from service.sound.audio import decode
 from training.clips import DataError
 from training.pretrain import checkpoint
-from training.pretrain.checkpoint import CheckpointError, why_unreadable
+from training.pretrain.checkpoint import CheckpointError
 from training.pretrain.recipe import BYOLARecipe, recipe_of
 from training.pretrain.sampler import Statistics
 from training.pretrain.warm_start import fill_from_model
@@ -150,11 +150,9 @@ def _read(source: Path) -> Any:
     if source.suffix == ".safetensors":
         return safetensors.torch.load_file(source)
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names no class for what can be wrong with a file
-        raise CheckpointError(
-            f"{source} cannot be read as a file of torch.save: {why_unreadable(error)}"
-        ) from error
+        return torch_file.load(source)
+    except torch_file.TorchFileError as error:
+        raise CheckpointError(f"{source} cannot be read as a file of torch.save: {error}") from error
 
 
 # Its layers' vectors

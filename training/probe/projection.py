@@ -20,7 +20,8 @@ from scipy.linalg import eigh
 from service.inference.card import PROJECTION_FILE, ProjectionFacts, load_card, sha256_of, write_card
 from service.inference.model import GRAPH_FILES, Model, Precision
 from service.inference.projection import Projection
-from training.clips import DataError, write_whole
+from service.process.files import write_whole
+from training.clips import DataError
 from training.probe.linear import Embeddings
 
 COMPONENTS = 512

@@ -16,7 +16,8 @@ export const models = () => call("models");
 
 /**
  * A sound's tags, segments, embedding and picture, in one request: the sound is sent once.
- * head: null for a model that has none; windowS: seconds of the timeline's windows, null for no timeline;
+ * scorer: {name} of a head, {own, labels} for labels in words, undefined for neither;
+ * windowS: seconds of the timeline's windows, null for no timeline;
  * centred: whether to ask for vectors whose cosines begin at 0, which not every model has;
  * columns: of the picture at most, 0 for a model that takes samples, which has no log-mel.
  * {answer: all but embedding and picture, as the server gave it, durationS, known, tags: [{label, score}],
@@ -24,11 +25,11 @@ export const models = () => call("models");
  *  logmel: {bands, columns, framesPerColumn, low, high, pixels: Uint8Array, band after band from the lowest}, null
  *  without columns}
  */
-export async function hear(sound, { model, head, topK, windowS, columns, centred }) {
+export async function hear(sound, { model, scorer, topK, windowS, columns, centred }) {
   const query = new URLSearchParams({ model, ...(columns && { logmel_columns: columns }), ...(centred && { normalize: true }) });
-  const tagged = { head, top_k: topK, segments: true, embedding: "base64", ...(windowS && { window_s: windowS.toFixed(2) }) };
-  for (const [name, value] of Object.entries(head ? tagged : { encoding: "base64" })) query.set(name, value);
-  const { embedding, logmel, ...answer } = await call(`${head ? "classify" : "embed"}?${query}`, {
+  const tagged = { ...queryOf(scorer), top_k: topK, segments: true, embedding: "base64", ...(windowS && { window_s: windowS.toFixed(2) }) };
+  for (const [name, value] of Object.entries(scorer ? tagged : { encoding: "base64" })) query.set(name, value);
+  const { embedding, logmel, ...answer } = await call(`${scorer ? "classify" : "embed"}?${query}`, {
     method: "POST",
     headers: { "Content-Type": "application/octet-stream" },
     body: sound,
@@ -44,6 +45,12 @@ export async function hear(sound, { model, head, topK, windowS, columns, centred
     centred,
     logmel: logmel ? pictureOf(logmel) : null,
   };
+}
+
+/** How /classify is asked for what scores a sound. */
+export function queryOf(scorer) {
+  if (!scorer) return {};
+  return scorer.own ? { labels: scorer.labels.join(", ") } : { head: scorer.name };
 }
 
 const pictureOf = ({ n_mels: bands, frames_per_column: framesPerColumn, pixels, ...picture }) => ({

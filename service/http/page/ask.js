@@ -25,7 +25,7 @@ export function start() {
     button.addEventListener("click", async () => add([await exampleFile(button.dataset.sound)]));
   }
   $("#all-csv").addEventListener("click", () => save("sounds.csv", "text/csv", [csvOf(sounds.map(({ name, heard }) => [name, heard]))]));
-  $("#remove-all").addEventListener("click", () => { for (const sound of [...sounds]) remove(sound); });
+  $("#remove-all").addEventListener("click", () => { for (const sound of [...sounds]) remove(sound); $("#files").focus(); });
   choice.onChange(analyseAll);
   onSchemeChange(() => { drawExamples(all(".example")); for (const sound of sounds) sound.redraw(); });
 }
@@ -108,7 +108,7 @@ async function analyse(sound) {
   if (!choice.model()) return; // for want of a key, or of a server: this comes again with it
   say(`Listening to ${sound.name}…`);
   try {
-    await sound.analyse(choice.model(), choice.head());
+    await sound.analyse(choice.model(), choice.scorer());
     say(sound.best && `${sound.name}: ${sound.best}`, { heard: true });
   } catch (error) {
     say("");

@@ -46,10 +46,12 @@ export class BandAxis {
     return this.#scale.to(this.#first + (step / (this.#bands + 1)) * (this.#last - this.#first));
   }
 
+  /** The highest one has the unit. */
   marks() {
     return [250, 500, 1000, 2000, 4000, 8000, 16000]
       .map((hz) => ({ place: this.placeOf(hz), text: String(hz / 1000) }))
-      .filter(({ place }) => place >= 0.03 && place <= 0.97);
+      .filter(({ place }) => place >= 0.03 && place <= 0.97)
+      .map(({ place, text }, i, all) => ({ place, text: i === all.length - 1 ? `${text} kHz` : text }));
   }
 }
 

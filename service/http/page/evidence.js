@@ -89,9 +89,8 @@ export class Evidence {
     this.redraw();
     // The last frame may reach beyond the sound's end: a column lies where it is in time.
     canvas.style.width = `${(100 * columns * secondsPerColumn) / this.#durationS}%`;
-    canvas.setAttribute("aria-label", `Log-mel of ${this.#name}, as the model sees it: ${bands} bands, low ones at the bottom`);
+    canvas.setAttribute("aria-label", `Log-mel spectrogram of ${this.#name}, as the model sees it: ${bands} bands, low ones at the bottom`);
     const gutter = $(".gutter", lane);
-    $(".unit", gutter).hidden = axis === null;
     for (const old of gutter.querySelectorAll(".mark")) old.remove();
     for (const { place, text } of axis?.marks() ?? []) gutter.append(mark("bottom", place, text));
   }

@@ -3,7 +3,7 @@
 import { $, element } from "./dom.js";
 import { drawWaveform } from "./pictures.js";
 import { Recorder } from "./recorder.js";
-import { RATE_HZ, samplesOf } from "./samples.js";
+import { RATE_HZ, play, samplesOf } from "./samples.js";
 import { sentence } from "./words.js";
 
 export class LabelCard {
@@ -23,6 +23,7 @@ export class LabelCard {
     this.element.setAttribute("aria-label", label ?? "None of these");
     $(".hint", this.element).textContent = label === null ? "The room, and what must not be taken for one of them." : "";
     $(".remove", this.element).hidden = label === null;
+    $(".remove", this.element).ariaLabel = `Remove ${label}`;
     $(".remove", this.element).addEventListener("click", () => listeners.onRemove());
     $(".record", this.element).addEventListener("click", () => this.#record());
     $(".choose", this.element).addEventListener("click", () => $("input", this.element).click());
@@ -54,30 +55,37 @@ export class LabelCard {
     this.#examples.get(example.id)?.remove();
     const item = element("li");
     const name = `${example.file || "recording"}, ${example.start_s.toFixed(1)} to ${example.end_s.toFixed(1)} s`;
-    const button = item.appendChild(element("button"));
-    button.type = "button";
-    button.title = `Forget ${name}`;
-    button.setAttribute("aria-label", button.title);
-    button.addEventListener("click", () => this.#listeners.onForget(example));
-    const canvas = button.appendChild(element("canvas"));
-    Object.assign(canvas, { width: 160, height: 72 });
-    canvas.setAttribute("aria-hidden", "true");
-    if (file) this.#draw(canvas, example, file);
-    else button.append(element("span", "", example.file || "recording"));
+    if (file) this.#showSound(item, name, example, file);
+    else Object.assign(item.appendChild(element("span", "", example.file || "recording")), { title: name });
+    const forget = item.appendChild(named(element("button", "forget", "×"), `Forget ${name}`));
+    forget.addEventListener("click", () => this.#listeners.onForget(example));
     this.#examples.set(example.id, item);
     $(".examples-of", this.element).append(item);
     this.#showCount();
   }
 
   remove({ id }) {
-    this.#examples.get(id)?.remove();
+    const item = this.#examples.get(id);
+    const hadFocus = item?.contains(document.activeElement);
+    const next = item?.nextElementSibling ?? item?.previousElementSibling;
+    item?.remove();
     this.#examples.delete(id);
     this.#showCount();
+    if (hadFocus) (next ? $(".forget", next) : $(".record", this.element)).focus();
   }
 
-  async #draw(canvas, { start_s, end_s }, file) {
+  /** A button with its picture, that plays it where the browser can. */
+  async #showSound(item, name, { start_s, end_s }, file) {
+    const button = item.appendChild(named(element("button", "hear"), `Play ${name}`));
+    const canvas = button.appendChild(element("canvas"));
+    Object.assign(canvas, { width: 160, height: 72, ariaHidden: "true" });
+    button.disabled = true; // until it is decoded
     const samples = await samplesOf(file);
-    if (samples) drawWaveform(canvas, samples.subarray(Math.floor(start_s * RATE_HZ), Math.ceil(end_s * RATE_HZ)));
+    if (!samples) return;
+    const own = samples.subarray(Math.floor(start_s * RATE_HZ), Math.ceil(end_s * RATE_HZ));
+    drawWaveform(canvas, own);
+    button.disabled = false;
+    button.addEventListener("click", () => play(own));
   }
 
   #showCount() {
@@ -122,4 +130,9 @@ export class LabelCard {
       this.#give([...event.dataTransfer.files]);
     });
   }
+}
+
+/** A button of a picture or a sign, with what it does in words. */
+function named(button, words) {
+  return Object.assign(button, { type: "button", title: words, ariaLabel: words });
 }

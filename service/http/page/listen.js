@@ -9,20 +9,22 @@ import { askForKey } from "./notices.js";
 import { microphone } from "./recorder.js";
 import { Rolling } from "./rolling.js";
 import { Stream } from "./stream.js";
-import { clockTime, human, percent, sentence } from "./words.js";
+import { clockTime, human, isSilence, percent, sentence } from "./words.js";
 
 const TOP_K = 10;
 const MOST_OTHERS = 4;
+const DEAF_DB = -100, DEAF_S = 3;
 const USUAL = { multiclass: 0.5, multilabel: 0.3 }; // thresholds to begin with, of a head that has none of its own
 
 const place = $("#listen");
 const rolling = new Rolling($(".evidence", place), { isHeard });
 const log = new EventLog($(".log", place));
 let own = null; // the head's thresholds by label, as long as nobody has moved the slider
-let open = null; // {microphone, stream, hopS, level, frame} while it listens
+let open = null; // {microphone, stream, hopS, level, frame, heardAtS, isDeaf} while it listens
+let isOpening = false;
 
 export function start() {
-  $("#listen-toggle").addEventListener("click", () => (open ? stop() : begin()));
+  $("#listen-toggle").addEventListener("click", () => (open ? stop("Stopped.") : begin()));
   $("#threshold").addEventListener("input", () => { own = null; showThreshold(); });
   $("#threshold").addEventListener("change", () => open?.stream.change(parameters()));
   $("#own-thresholds").addEventListener("click", () => {
@@ -56,13 +58,16 @@ export function stop(sentence_ = "") {
     open = null;
   }
   showOpen(false);
+  showTags([]);
   $(".state", place).textContent = sentence_;
 }
 
 async function begin() {
   complain("");
+  if (choice.hasOwn()) return complain("Your own labels are for Ask: choose others above to listen for.");
   if (!choice.head()) return complain("This model has no labels to listen for: choose another one.");
-  $("#listen-toggle").disabled = true;
+  if (isOpening) return;
+  isOpening = true; // until the browser has asked; a button that is disabled would lose the focus
   try {
     const source = await microphone();
     const opened = await Microphone.open(source, {
@@ -74,7 +79,7 @@ async function begin() {
   } catch (error) {
     complain(sentence(error));
   } finally {
-    $("#listen-toggle").disabled = false;
+    isOpening = false;
   }
 }
 
@@ -85,7 +90,7 @@ function listen(opened) {
   const beganAt = new Date();
   const stream = new Stream(opened.rate, parameters(), {
     onMessage: (message) => hear(message, beganAt),
-    onWait: (words) => { $(".state", place).textContent = `${sentence({ message: words })}. Trying again…`; },
+    onWait: (words) => { $(".state", place).textContent = `${sentence({ message: words })} Trying again…`; },
     onTrouble: (words, code) => {
       if (!words || open?.stream !== stream) return;
       stop();
@@ -93,7 +98,7 @@ function listen(opened) {
       else complain(sentence({ message: words }));
     },
   });
-  open = { microphone: opened, stream, hopS: 0.5, level: -Infinity, frame: 0 };
+  open = { microphone: opened, stream, hopS: 0.5, level: -Infinity, frame: 0, heardAtS: 0, isDeaf: false };
 }
 
 const parameters = () => ({
@@ -106,7 +111,17 @@ function take(piece) {
   open.stream.send(piece);
   rolling.take(open.microphone.spectrum(), open.microphone.rate);
   open.level = levelOf(piece);
+  listenForDeafness();
   if (!open.frame) open.frame = requestAnimationFrame(draw);
+}
+
+/** A microphone that is switched off gives zeros, which no room does. */
+function listenForDeafness() {
+  if (open.level > DEAF_DB) open.heardAtS = open.stream.takenS;
+  const isDeaf = open.stream.takenS - open.heardAtS > DEAF_S;
+  if (isDeaf === open.isDeaf) return;
+  open.isDeaf = isDeaf;
+  $(".state", place).textContent = isDeaf ? "No sound comes from the microphone. Is it muted, or another one chosen?" : "";
 }
 
 function draw() {
@@ -118,7 +133,7 @@ function draw() {
 }
 
 function hear(message, beganAt) {
-  if (message.type === "event") log.add(message, beganAt);
+  if (message.type === "event" && !isSilence(message.label)) log.add(message, beganAt);
   if (!open) return; // what is left, after the end
   if (message.type === "ready") {
     open.hopS = message.hop_s;
@@ -126,8 +141,9 @@ function hear(message, beganAt) {
   }
   if (message.type === "lag") $(".state", place).textContent = `The server is ${message.seconds.toFixed(0)} s behind.`;
   if (message.type === "tags") {
-    rolling.add(message, open.hopS, open.stream.takenS);
-    showTags(message.tags);
+    const tags = message.tags.filter(({ label }) => !isSilence(label));
+    rolling.add({ ...message, tags }, open.hopS, open.stream.takenS);
+    showTags(tags);
   }
 }
 
@@ -150,7 +166,7 @@ function isHeard({ label, score }) {
 const threshold = () => Number($("#threshold").value) / 100;
 
 function showThreshold() {
-  const words = own ? `each label’s own, most near ${percent(threshold())}` : percent(threshold());
+  const words = own ? `automatic: for most labels near ${percent(threshold())}` : percent(threshold());
   $("#threshold-value").textContent = words;
   $("#threshold").setAttribute("aria-valuetext", words);
   $("#own-thresholds").hidden = own !== null || !thresholdsOf(choice.head());

@@ -21,7 +21,7 @@ export class Overview {
     const compared = sounds.slice(0, MOST_COLUMNS);
     const scale = Scale.of(sounds);
     $("thead tr", this.#root).replaceChildren(
-      column("Sound"), column("Heard"), ...compared.map((sound, i) => column(String(i + 1), sound.name)),
+      column("Sound"), column("Heard"), ...compared.map((sound, i) => column(String(i + 1), `Alike to ${sound.name}`)),
     );
     const focused = this.#root.querySelector("tbody button:focus")?.dataset.row;
     $("tbody", this.#root).replaceChildren(...sounds.map((sound, i) => this.#row(sound, i, { chosen, compared, scale })));
@@ -40,7 +40,7 @@ export class Overview {
     button.title = sound.name;
     if (sound === chosen) button.setAttribute("aria-current", "true");
     button.addEventListener("click", () => this.#choose(sound));
-    line.append(name, element("td", "best", sound.best || (sound.trouble ? "—" : "…")));
+    line.append(name, element("td", "best", sound.trouble ? "Could not be heard" : sound.best || (sound.heard ? "—" : "…")));
     for (const other of compared) line.append(scale.cell(sound, other));
     return line;
   }
@@ -49,7 +49,7 @@ export class Overview {
 function column(text, title = "") {
   const made = element("th", title && "similarity", text);
   made.scope = "col";
-  if (title) made.title = title;
+  if (title) Object.assign(made, { title, ariaLabel: title });
   return made;
 }
 
@@ -59,31 +59,35 @@ class Scale {
   #least;
 
   static of(sounds) {
-    const heard = sounds.filter((sound) => sound.heard);
-    return new Scale(heard);
+    return new Scale(sounds.filter(isComparable));
   }
 
   constructor(heard) {
     const centred = heard.length > 0 && heard.every((sound) => sound.heard.centred);
     const all = heard.flatMap((a) => heard.map((b) => cosine(a.heard.embedding, b.heard.embedding)));
     this.#least = centred || all.length === 0 ? 0 : Math.min(...all, 0.99);
-    this.words = centred
-      ? "How alike two sounds are: 1.00 is the same, 0.00 and less has nothing in common."
-      : "How alike two sounds are, as the cosine of their vectors: 1.00 is the same. With this model all sounds are " +
-        "high: what counts is which is higher.";
+    if (heard.length < 2) this.words = "";
+    else if (centred) this.words = "The numbers tell how alike two sounds are: 1.00 is the same, 0.00 and less has nothing in common.";
+    else {
+      this.words = "The numbers tell how alike two sounds are, as the cosine of their vectors: 1.00 is the same. With " +
+        "this model all sounds are high: what counts is which is higher.";
+    }
   }
 
   cell(a, b) {
     const made = element("td", "similarity");
-    if (a === b || !a.heard || !b.heard) return made;
+    if (a === b || !isComparable(a) || !isComparable(b)) return made;
     const value = cosine(a.heard.embedding, b.heard.embedding);
     const share = Math.max(0, (value - this.#least) / (1 - this.#least));
-    made.textContent = value.toFixed(2).replace("-", "−");
+    made.textContent = value.toFixed(2).replace("-0.00", "0.00").replace("-", "−");
     made.style.setProperty("--share", `${(100 * share).toFixed(0)}%`);
     made.classList.toggle("near", share > 0.72);
     return made;
   }
 }
+
+/** Silence is like nothing, whatever its vector says. */
+const isComparable = ({ heard, isSilent }) => heard !== null && !isSilent;
 
 function cosine(a, b) {
   let ab = 0, aa = 0, bb = 0;

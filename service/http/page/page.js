@@ -4,11 +4,13 @@ import * as ask from "./ask.js";
 import * as choice from "./choice.js";
 import * as listen from "./listen.js";
 import { keyIsRight, said, takeKeys } from "./notices.js";
+import * as ownLabels from "./own_labels.js";
 import * as teach from "./teach.js";
 import * as views from "./views.js";
 
 async function start() {
   ask.start();
+  ownLabels.start();
   listen.start();
   teach.start();
   views.onChange(show);

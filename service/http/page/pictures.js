@@ -1,22 +1,32 @@
 // Drawings of a sound on canvases.
 
-/** samples: Float32Array in [-1, 1]. One column a pixel, from the least to the greatest sample in it. */
+const MOST_GAIN = 20; // 26 dB: what is quieter stays small
+
+/** samples: Float32Array in [-1, 1]. One column a pixel, from the least to the greatest sample in it and the last one
+ * before it. As high as there is room for: what is quiet is seen, too. */
 export function drawWaveform(canvas, samples) {
   const { width, height } = canvas;
   const context = canvas.getContext("2d");
   context.clearRect(0, 0, width, height);
   context.fillStyle = getComputedStyle(canvas).getPropertyValue("--bar");
+  const gain = gainOf(samples);
   for (let x = 0; x < width; x++) {
     const begin = Math.floor((x * samples.length) / width);
     const end = Math.max(begin + 1, Math.floor(((x + 1) * samples.length) / width));
     let low = 1, high = -1;
-    for (let i = begin; i < end; i++) {
+    for (let i = Math.max(0, begin - 1); i < end; i++) {
       if (samples[i] < low) low = samples[i];
       if (samples[i] > high) high = samples[i];
     }
-    const top = ((1 - high) * height) / 2;
-    context.fillRect(x, top, 1, Math.max(1, ((high - low) * height) / 2));
+    const top = ((1 - gain * high) * height) / 2;
+    context.fillRect(x, top, 1, Math.max(1, (gain * (high - low) * height) / 2));
   }
+}
+
+function gainOf(samples) {
+  let most = 0;
+  for (const sample of samples) most = Math.max(most, Math.abs(sample));
+  return Math.min(1 / most, MOST_GAIN);
 }
 
 /** The picture that api.hear gives. */

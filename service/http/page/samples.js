@@ -34,3 +34,14 @@ export function peak(samples, startS, endS) {
   for (let i = Math.max(0, Math.floor(startS * RATE_HZ)); i < last; i++) most = Math.max(most, Math.abs(samples[i]));
   return most;
 }
+
+/** samples: Float32Array at RATE_HZ */
+export function play(samples) {
+  const context = new AudioContext();
+  const buffer = new AudioBuffer({ length: samples.length, sampleRate: RATE_HZ });
+  buffer.copyToChannel(samples, 0);
+  const source = new AudioBufferSourceNode(context, { buffer });
+  source.connect(context.destination);
+  source.addEventListener("ended", () => context.close());
+  source.start();
+}

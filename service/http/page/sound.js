@@ -10,7 +10,7 @@ import { Player } from "./player.js";
 import { RATE_HZ, isSilent, samplesOf } from "./samples.js";
 import { snippets } from "./snippets.js";
 import { scoreOf } from "./timeline.js";
-import { human, sentence } from "./words.js";
+import { human, length, sentence } from "./words.js";
 
 const TOP_K = 6;
 const COLUMNS = 1000;
@@ -39,11 +39,16 @@ export class Sound {
     $("h2", this.card).textContent = name;
     this.card.setAttribute("aria-label", name);
     $(".remove", this.card).setAttribute("aria-label", `Remove ${name}`);
-    $("audio", this.card).src = URL.createObjectURL(blob);
+    if (blob.size > 0) $("audio", this.card).src = URL.createObjectURL(blob);
     this.#evidence = new Evidence($(".evidence", this.card), name);
     const parts = Object.fromEntries(["play", "clock", "seek", "playhead"].map((each) => [each, $(`.${each}`, this.card)]));
     this.#player = new Player($("audio", this.card), parts, (seconds) => markSegments(this.card, seconds));
     this.#takeButtons();
+  }
+
+  /** Whether there is nothing in it to be heard, or to be compared. */
+  get isSilent() {
+    return this.#silent;
   }
 
   /** The leading tag, in words. */
@@ -52,25 +57,27 @@ export class Sound {
     return this.heard?.tags.length ? human(this.heard.tags[0].label) : "";
   }
 
-  /** Everything that the server says of it. model: as GET /models lists it; head: {name, task, labels}, undefined
-   * for none. Raises ApiError, whose sentence then stands on the card. */
-  async analyse(model, head) {
+  /** Everything that the server says of it. model: as GET /models lists it; scorer: as choice.scorer
+   * gives it. Raises ApiError, whose sentence then stands on the card. */
+  async analyse(model, scorer) {
     const request = (this.#request = {});
-    this.heard = null;
+    this.#keep(null);
     this.card.setAttribute("aria-busy", "true");
-    this.#makeSnippets(model.card.name, head?.name);
+    $(".verdict", this.card).textContent = "Listening…";
+    this.#makeSnippets(model.card.name, scorer);
     try {
+      if (this.#blob.size === 0) throw new api.ApiError(0, "audio_missing", "The file is empty.");
       await this.#showWaveform();
       const heard = await api.hear(this.#blob, {
-        model: model.card.name, head: head?.name, topK: TOP_K, windowS: await this.#windowS(),
+        model: model.card.name, scorer, topK: TOP_K, windowS: await this.#windowS(),
         columns: model.card.frontend.kind === "waveform" ? 0 : COLUMNS, centred: Boolean(model.card.projection),
       });
-      if (request === this.#request) await this.#show(heard, model.card, head);
+      if (request === this.#request) await this.#show(heard, model.card, scorer);
     } catch (error) {
       if (request === this.#request) this.#fail(error);
       throw error;
     } finally {
-      this.#makeSnippets(model.card.name, head?.name); // the server may have said that it wants a key
+      this.#makeSnippets(model.card.name, scorer); // the server may have said that it wants a key
       if (request === this.#request) this.card.removeAttribute("aria-busy");
     }
   }
@@ -91,19 +98,25 @@ export class Sound {
     this.card.remove();
   }
 
-  async #show(heard, card, head) {
+  async #show(heard, card, scorer) {
     const samples = await this.#samples();
     const silentFrom = (startS, endS) => samples !== null && isSilent(samples, startS, endS);
     this.#fail(null);
     if (heard.durationS < LONG_S) heard.timeline = []; // of a file whose length was not known
     heard.segments = heard.segments.filter((segment) => isHeard(segment, heard.timeline, silentFrom));
-    this.heard = heard;
+    this.#keep(heard);
     this.#silent = silentFrom();
-    $(".facts", this.card).textContent = `${heard.durationS.toFixed(2)} s`;
-    showAnswer(this.card, heard, { head, silent: this.#silent });
+    $(".facts", this.card).textContent = length(heard.durationS);
+    showAnswer(this.card, heard, { scorer, silent: this.#silent });
     showSegments(this.card, heard.segments, { play: (startS, endS) => this.#player.playSpan(startS, endS) });
     this.#evidence.show(heard, card);
     this.#player.load(heard.durationS, (seconds) => this.#evidence.words(seconds));
+  }
+
+  /** heard: what there is to download, or null. */
+  #keep(heard) {
+    this.heard = heard;
+    for (const button of all(".downloads button", this.card)) button.disabled = heard === null;
   }
 
   #fail(error) {
@@ -150,12 +163,13 @@ export class Sound {
     };
     for (const button of all(".downloads button", this.card)) {
       const { format } = button.dataset;
-      button.addEventListener("click", () => this.heard && save(`${this.name}.${format}`, ...files[format]()));
+      button.addEventListener("click", () => save(`${this.name}.${format}`, ...files[format]()));
     }
   }
 
-  #makeSnippets(model, head) {
-    const target = new URL(`${head ? "classify" : "embed"}?${new URLSearchParams({ model, ...(head && { head }) })}`, document.baseURI);
+  #makeSnippets(model, scorer) {
+    const query = new URLSearchParams({ model, ...api.queryOf(scorer) });
+    const target = new URL(`${scorer ? "classify" : "embed"}?${query}`, document.baseURI);
     const file = this.#blob instanceof File ? this.name : "recording.webm";
     this.#snippets = snippets(String(target), file);
     this.#showCode($(".language[aria-pressed=true]", this.card).dataset.language);

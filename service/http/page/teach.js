@@ -12,6 +12,7 @@ import { sentence } from "./words.js";
 
 const NONE = null; // in place of a label: what is none of them
 const MOST_WORDS = 4; // sentences of a report
+const NOTHING_YET = "As soon as a label has an example, you can try it here.";
 
 const place = $("#teach");
 const trial = new Trial($(".trial", place), complain);
@@ -114,6 +115,7 @@ async function forgetLabel(label) {
   cards.delete(label);
   card(NONE);
   show();
+  $("#label-name").focus(); // the card is gone now
 }
 
 async function forgetHead() {
@@ -136,18 +138,23 @@ async function fitted({ fit, not_fitted_because: reason }) {
 }
 
 function show() {
+  const hasBegun = cards.size > 1 || cards.get(NONE).count > 0; // before, there is nothing that it could be none of
   const ordered = [...cards].sort(([a], [b]) => (a === NONE) - (b === NONE)); // none of these comes last
-  $(".labels", place).replaceChildren(...ordered.map(([, each]) => each.element));
+  arrange($(".labels", place), (hasBegun ? ordered : []).map(([, each]) => each.element));
   const isServed = choice.model().heads.some(({ name }) => name === headName());
   for (const button of [$("#head-file"), $("#forget-head"), $(".trial button", place)]) button.disabled = !isServed;
   trial.use({ model: modelName(), head: headName() });
-  const hasBegun = cards.size > 1; // beside none of these
-  $(".first", place).hidden = hasBegun;
   place.classList.toggle("begun", hasBegun);
 }
 
+/** Nothing is moved that is in its place: what is moved loses the focus. */
+function arrange(root, elements) {
+  const isThere = elements.length === root.children.length && elements.every((each, i) => each === root.children[i]);
+  if (!isThere) root.replaceChildren(...elements);
+}
+
 function showReport(report, reason) {
-  const words = report ? wordsOf(report) : reason ? [sentence({ message: reason })] : [];
+  const words = report ? wordsOf(report) : [reason ? sentence({ message: reason }) : NOTHING_YET];
   $(".report", place).replaceChildren(...words.map((each) => element("li", "", each)));
 }
 

@@ -15,6 +15,7 @@ export class Trial {
   #complain;
   #asked = null; // {model, head}
   #open = null; // {microphone, stream}
+  #isOpening = false;
 
   constructor(root, complain) {
     this.#root = root;
@@ -40,8 +41,8 @@ export class Trial {
   }
 
   async #begin() {
-    const button = $("button", this.#root);
-    button.disabled = true; // until the browser has asked
+    if (this.#isOpening) return;
+    this.#isOpening = true; // until the browser has asked; a button that is disabled would lose the focus
     try {
       const opened = await Microphone.open(await microphone(), {
         onPiece: (piece) => this.#take(piece),
@@ -50,7 +51,7 @@ export class Trial {
       if (this.#root.closest(".view").hidden) return opened.close(); // something else is looked at by now
       const stream = new Stream(opened.rate, this.#parameters(), {
         onMessage: (message) => this.#open?.stream === stream && this.#hear(message),
-        onWait: (words) => this.#complain(`${sentence({ message: words })}. Trying again…`),
+        onWait: (words) => this.#complain(`${sentence({ message: words })} Trying again…`),
         onTrouble: (words) => {
           if (!words || this.#open?.stream !== stream) return;
           this.stop();
@@ -62,7 +63,7 @@ export class Trial {
     } catch (error) {
       this.#complain(sentence(error));
     } finally {
-      button.disabled = false;
+      this.#isOpening = false;
     }
   }
 

@@ -1,7 +1,6 @@
 import contextlib
 import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from service.inference import windows
 from service.inference.model import Model
 from service.settings import Settings
 from service.sound.audio import decode
+from tests.service.servers import listening
 
 NAMES = ["digit7_8k_mono_pcm16.wav", "keyword_yes_16k_mono_pcm16.wav", "silence_1s_16k_mono.wav"]
 
@@ -537,8 +537,8 @@ def test_a_proxy_is_not_asked_for_a_server_on_this_machine(
 ) -> None:
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    with answering(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") as proxy:
-        monkeypatch.setenv("http_proxy", proxy)
+    with listening(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") as proxy:
+        monkeypatch.setenv("http_proxy", f"http://{proxy}")
         here = server.replace("127.0.0.1", "localhost")
         assert remotely(here, sounds, sounds.parent / "out.npz") == 0
         assert remotely("http://viola.invalid", sounds, sounds.parent / "out.npz") == 1
@@ -579,26 +579,6 @@ def test_a_folder_of_parts_goes_on_with_the_same_command(
     assert embedded == ["text.wav", *NAMES, "text.wav"]
 
 
-@contextlib.contextmanager
-def answering(answer: bytes | None) -> Iterator[str]:
-    """The URL of something that gives `answer` to its one request; with None it is silent."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def serve() -> None:
-            connection, _ = listening.accept()
-            with connection:
-                connection.recv(65536)
-                if answer is None:
-                    connection.recv(65536)  # until the other side gives up
-                else:
-                    connection.sendall(answer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        thread.join()
-
-
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
@@ -618,6 +598,6 @@ def test_a_server_that_does_not_answer_as_it_should_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(bulk_server, "CARD_TIMEOUT_S", 0.2)
-    with answering(answer) as url:
-        assert remotely(url, sounds, sounds.parent / "out.npz") == 1
+    with listening(answer) as address:
+        assert remotely(f"http://{address}", sounds, sounds.parent / "out.npz") == 1
     assert sentence in capsys.readouterr().err

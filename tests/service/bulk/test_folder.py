@@ -132,7 +132,7 @@ def test_a_killed_run_goes_on_and_every_file_is_there_once(out: Path, sounds: Pa
     killed = subprocess.run([sys.executable, "-c", KILLED, out, sounds], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert len(rows_of(out)) + len(failures_of(out)) == 6
-    (out / ".part-00002.parquet.1.tmp").write_bytes(b"half a par")  # as if it was killed while it wrote
+    (out / ".new-0123456789abcdef").write_bytes(b"half a par")  # as if it was killed while it wrote
     parts = run(out, sounds, part_rows=3)
     assert parts.n_done_already == 5  # and one had failed
     assert rows_of(out) == {f"{name}.wav": 1 for name in "abcdefghij"}

@@ -4,11 +4,9 @@ import json
 import os
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -25,6 +23,7 @@ from service.bulk.classify import CLASSIFY
 from service.bulk.embed import EMBED
 from service.bulk.folder import InputFile
 from service.bulk.ray import TRIES, Attempts, smaller
+from tests.service.servers import listening
 
 ROOT = Path(__file__).parents[3]
 DIGIT, YES = "digit7_8k_mono_pcm16.wav", "keyword_yes_16k_mono_pcm16.wav"
@@ -63,26 +62,6 @@ def test_a_cluster_that_is_not_there_is_said(
     command = command_of(fixtures_dir / YES, tmp_path / "out", models_dir, ray="nobody.invalid")
     assert EMBED.main(command) == 1
     assert "no Ray answers at nobody.invalid" in capsys.readouterr().err
-
-
-@contextmanager
-def listening(answer: bytes | None) -> Iterator[str]:
-    """The address of what says `answer` to whoever connects; None for nothing at all."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(65536)
-                if answer is None:
-                    connection.recv(65536)  # until the other side gives up
-                else:
-                    connection.sendall(answer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-        thread.join()
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class Supervised:
             return len(re.findall(pattern, self.log())) >= times
 
         with contextlib.suppress(AssertionError):
-            until(is_there, seconds=60)
+            until(is_there, seconds=150)
         found = re.findall(pattern, self.log())
         assert len(found) >= times, f"{pattern} is not in\n{self.log()}"
         return found
@@ -122,11 +122,11 @@ def test_a_restart_brings_new_workers_and_keeps_the_old_ones_where_it_cannot(
         server.wait_for(sentence)
         server.does_no_longer(what)
         assert server.answer() in old
-        until(lambda: server.pids() == old, seconds=30)
+        until(lambda: server.pids() == old, seconds=150)
 
     server.process.send_signal(signal.SIGHUP)
     server.wait_for("all workers are new")
-    until(lambda: len(server.pids()) == 2 and not server.pids() & old, seconds=30)
+    until(lambda: len(server.pids()) == 2 and not server.pids() & old, seconds=150)
     assert server.answer() in server.pids()
     server.process.send_signal(signal.SIGTERM)
     server.ends()

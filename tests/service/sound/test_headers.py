@@ -119,6 +119,15 @@ def test_a_file_that_tells_no_length_is_read_to_its_end(
     np.testing.assert_allclose(half.samples[:4000], whole.samples[:4000], atol=1e-3)
 
 
+def test_a_last_frame_that_is_not_whole_is_passed_over_however_long_it_is() -> None:
+    """At 8 kHz a frame of AAC lasts 0.128 s, more than may be damaged within a sound."""
+    fragments = {"movflags": "frag_keyframe+empty_moov", "frag_duration": "10000000"}
+    file = encoded("mp4", "aac", sine(440, 8_000, 3), 8_000, options=fragments)
+    lengths = range(len(file) // 2, len(file) // 2 + 2_000, 97)
+    heard_s = [decode(file[:length], sample_rate=16_000).duration_s for length in lengths]
+    assert 0.5 < heard_s[0] < heard_s[-1] < 3
+
+
 def test_an_mp4_without_its_index_is_told_so() -> None:
     fragments = {"movflags": "frag_keyframe+empty_moov", "frag_duration": "200000"}
     file = encoded("mp4", "aac", sine(440, 48_000, 2), 48_000, options=fragments)

@@ -6,6 +6,7 @@ import pytest
 
 from service.errors import AudioUnreadable
 from service.sound.audio import decode
+from service.sound.blocks import BLOCK_VALUES
 from service.sound.libsndfile import ERRORS, SoundFileDecoder
 from service.sound.parts import parts
 
@@ -61,6 +62,14 @@ def test_what_stands_behind_the_last_frame_of_a_flac_is_no_sound(name: str) -> N
     # Without a length, and with bytes that are no tag, the last frame (2176 samples) may be lost among them.
     unknown = decode(without_length(SPEECH) + BEHIND[name], sample_rate=16_000).samples
     assert len(unknown) in (80_000 - 2176, 80_000)
+
+
+@pytest.mark.parametrize("left", [1, 255, 511, 512, 4096])
+def test_nothing_behind_a_flac_matters_however_little_is_left_for_its_last_block(left: int) -> None:
+    stored = flac(np.resize(sine(440, 16_000), BLOCK_VALUES + left), 16_000)
+    whole = decode(stored, sample_rate=16_000).samples
+    assert len(whole) == BLOCK_VALUES + left
+    np.testing.assert_array_equal(decode(stored + bytes(5_000), sample_rate=16_000).samples, whole)
 
 
 @pytest.mark.parametrize("length", [len(SPEECH) // 3, len(SPEECH) - 20])

@@ -391,7 +391,7 @@ def test_a_full_disk_stops_nothing_and_loses_nothing(
     assert "Make room and continue with --resume." in errors
     assert "48/48" in errors  # it went on to the end
     assert 0 < checkpoint.load(out)["step"] < 48
-    assert not list(out.glob("*.part"))
+    assert not list(out.glob(".new-*"))
 
     resumed = run(command(out, *longer, "--resume"))
     assert resumed.returncode == 0, resumed.stderr

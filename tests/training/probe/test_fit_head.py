@@ -75,7 +75,7 @@ def test_a_head_of_the_same_name_is_replaced(labelled, model_folder):
     fitted = fit_head(task, np.random.default_rng(0).normal(size=(8, 3072)).astype(np.float32))
     write_head(model_folder, "digits", fitted, "another")
     assert Model.load(model_folder).heads["digits"].training_data == "another"
-    assert list((model_folder / "heads").glob("*.part")) == []
+    assert list((model_folder / "heads").glob(".new-*")) == []
     assert "heads/digits.safetensors" in load_card(model_folder).files
 
 

@@ -1,11 +1,13 @@
-"""The page at `/` in a real browser: files dropped, sounds recorded, errors in words.
+"""The page at `/` in a real browser: files dropped, sounds recorded, labels in words, errors in words.
 
 Skipped where there is no Chromium (`apt-get install chromium`; or VIOLA_CHROMIUM names another).
-VIOLA_SCREENSHOTS names a folder that screenshots are written to.
+VIOLA_SCREENSHOTS names a folder that screenshots are written to; the pictures of README and docs are its
+`shipped_birds.png` and `shipped_birds_narrow.png`.
 """
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import re
@@ -27,6 +29,8 @@ from safetensors import safe_open
 
 from benchmarks.harness.servers import Server, running, viola
 from service.inference.card import load_card, write_card
+from tests.service.conftest import write_toy
+from tests.service.text_towers import write_text_toy
 
 playwright_api = pytest.importorskip("playwright.sync_api")
 Browser, Page, Locator = playwright_api.Browser, playwright_api.Page, playwright_api.Locator
@@ -190,6 +194,21 @@ def test_a_file_is_sent_once_and_asked_everything(page: Page, url: str) -> None:
     assert len(sent) == 2
 
 
+def test_until_there_is_an_answer_there_is_nothing_to_download(page: Page) -> None:
+    held: list[Route] = []
+    page.route(re.compile("/classify"), lambda route: held.append(route))
+    drop(page, DOG)
+    expect(page.locator(f"{CARD} .verdict")).to_have_text("Listening…")
+    expect(page.locator(f"{CARD} .waveform canvas")).to_be_visible()  # which needs no server
+    json_button = page.locator(CARD).get_by_role("button", name="JSON")
+    expect(json_button).to_be_disabled()
+    while not held:
+        page.wait_for_timeout(50)
+    held[0].continue_()
+    assert first_tag(page) == "Dog"
+    expect(json_button).to_be_enabled()
+
+
 def received_bytes(url: str) -> float:
     """Of all bodies, as the server counts them."""
     (line,) = re.findall(r"^viola_received_bytes_total (\S+)$", httpx.get(f"{url}metrics").text, re.MULTILINE)
@@ -340,6 +359,57 @@ def test_the_model_as_it_is_tells_its_tags(
             expect(segment).to_have_text(re.compile(r"2\.0 – 3\.0 s.*Dog"))
 
 
+def test_what_is_long_shows_the_surest_times_first_and_all_if_asked(
+    browser: Browser, shipped_url: str
+) -> None:
+    with watched(browser, shipped_url) as page:
+        load(page, shipped_url)
+        drop(page, FIXTURES / "birds_30s_16k_mono.opus")
+        first_tag(page)
+        spans = page.locator(f"{CARD} .segment")
+        expect(spans).to_have_count(3)
+        surest = [share_of(each) for each in spans.locator(".number").all_text_contents()]
+        page.get_by_role("button", name=re.compile(r"Show all \d+")).click()
+        expect(spans.first).to_be_focused()
+        every = [share_of(each) for each in spans.locator(".number").all_text_contents()]
+        assert len(every) > 3
+        assert sorted(surest) == sorted(every)[-3:]
+        starts = [float(each.split(" ")[0]) for each in spans.locator(".span").all_text_contents()]
+        assert starts == sorted(starts)
+
+
+def share_of(words: str) -> int:
+    """95 of "95 %"."""
+    return int(words.removesuffix(" %"))
+
+
+def test_what_it_can_tell_is_listed(page: Page, url: str) -> None:
+    known = page.locator("#known")
+    known.locator("summary").click()
+    expect(known.locator("summary")).to_have_text("The 50 sounds it can tell")
+    heads = httpx.get(f"{url}models/byola").json()["heads"]
+    labels = next(head["labels"] for head in heads if head["name"] == "esc50")
+    shown = known.locator("li").all_text_contents()
+    assert sorted(each.lower() for each in shown) == sorted(each.replace("_", " ") for each in labels)
+
+
+def test_a_quiet_sound_is_drawn_as_high_as_a_loud_one(page: Page, tmp_path: Path) -> None:
+    samples, rate = soundfile.read(DOG)
+    soundfile.write(tmp_path / "quiet.wav", samples / np.abs(samples).max() / 10, rate, subtype="FLOAT")
+    drop(page, tmp_path / "quiet.wav")
+    first_tag(page)
+    height = page.locator(f"{CARD} .waveform canvas").evaluate(
+        """canvas => {
+            const {width, height} = canvas;
+            const {data} = canvas.getContext("2d").getImageData(0, 0, width, height);
+            const rows = Array.from({length: height}, (_, y) =>
+                data.subarray(4 * y * width, 4 * (y + 1) * width).some((value) => value > 0));
+            return rows.filter(Boolean).length / height;
+        }"""
+    )
+    assert height > 0.75  # one half of it reaches the edge, the other nearly
+
+
 def test_silence_is_not_given_a_label(page: Page) -> None:
     drop(page, FIXTURES / "silence_1s_16k_mono.wav")
     expect(page.locator("article .verdict")).to_have_text(re.compile("^Silence"), timeout=PATIENCE_MS)
@@ -374,10 +444,10 @@ def test_the_axes_tell_seconds_and_khz(page: Page) -> None:
         str(mark.text_content()): (bottom - centre(mark, vertical=True)) / logmel["height"]
         for mark in page.locator(".logmel .mark").all()
     }
-    assert set(heights) == {"0.25", "0.5", "1", "2", "4"}
+    assert set(heights) == {"0.25", "0.5", "1", "2", "4 kHz"}
     mel = slaney_mel(np.array([60, 7800, 250, 500, 1000, 2000, 4000]))
     steps = (mel[2:] - mel[0]) / (mel[1] - mel[0]) * 65  # the centres of 64 bands: 65 steps
-    for khz, step in zip(["0.25", "0.5", "1", "2", "4"], steps, strict=True):
+    for khz, step in zip(["0.25", "0.5", "1", "2", "4 kHz"], steps, strict=True):
         assert heights[khz] == pytest.approx((step - 0.5) / 64, abs=0.02)  # a pixel or two
 
 
@@ -532,6 +602,17 @@ def test_several_sounds_stand_in_one_table_with_their_similarities(page: Page) -
     expect(page.locator("#overview")).to_be_hidden()
 
 
+def test_silence_and_what_cannot_be_heard_are_like_nothing(page: Page) -> None:
+    drop(page, FIXTURES / "silence_1s_16k_mono.wav", FIXTURES / "invalid" / "text.wav", DOG)
+    expect(page.locator("tbody .best")).to_have_text(
+        ["Silence", "Could not be heard", "Dog"], timeout=PATIENCE_MS
+    )
+    expect(page.locator("article[aria-busy]")).to_have_count(0, timeout=PATIENCE_MS)
+    assert page.locator("td.similarity").all_text_contents() == [""] * 9
+    expect(page.locator(".legend")).to_be_empty()
+    expect(page.get_by_role("columnheader", name=f"Alike to {DOG.name}")).to_have_count(1)
+
+
 def cosines(page: Page, count: int) -> np.ndarray:
     """(count, count), of the downloaded vectors."""
     vectors = []
@@ -652,6 +733,20 @@ def test_a_file_that_is_no_sound_gives_the_servers_sentence(page: Page) -> None:
     look(page, "error")
 
 
+def test_an_empty_file_is_told_in_the_words_of_the_page(page: Page, tmp_path: Path) -> None:
+    """The server's sentence is for those who write requests."""
+    (tmp_path / "empty.wav").touch()
+    drop(page, tmp_path / "empty.wav")
+    expect(page.locator("article .failure")).to_have_text("The file is empty.", timeout=PATIENCE_MS)
+
+
+def test_a_file_that_breaks_off_can_be_played_and_shows_no_empty_pictures(page: Page) -> None:
+    drop(page, FIXTURES / "invalid" / "truncated.flac")
+    expect(page.locator("article .failure")).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator(f"{CARD} .waveform")).to_be_visible()
+    expect(page.locator(f"{CARD} .lane.logmel")).to_be_hidden()
+
+
 def test_another_head_gives_other_tags(page: Page, url: str) -> None:
     heads = httpx.get(f"{url}models/byola").json()["heads"]
     (labels,) = (head["labels"] for head in heads if head["name"] == "instruments")
@@ -662,6 +757,65 @@ def test_another_head_gives_other_tags(page: Page, url: str) -> None:
         re.compile("|".join(re.escape(each.replace("_", " ")) for each in labels), re.IGNORECASE),
         timeout=PATIENCE_MS,
     )
+
+
+# ── Labels in words ──
+
+
+@pytest.fixture(scope="module")
+def text_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a server of two toys, whose scores mean nothing: `clap` has a text tower, `toy` has none."""
+    folder = tmp_path_factory.mktemp("texts")
+    write_toy(folder / "toy")
+    with running(viola(write_text_toy(folder / "clap", name="clap"), "float32")) as server:
+        yield f"http://127.0.0.1:{server.port}/"
+
+
+def test_a_model_with_a_text_tower_is_asked_for_labels_in_words(browser: Browser, text_url: str) -> None:
+    labels = ["dog barks", "rain on the roof", "doorbell"]
+    answer = httpx.post(
+        f"{text_url}classify", params={"labels": ",".join(labels)}, content=DOG.read_bytes(), timeout=60
+    ).json()
+    with watched(browser, text_url) as page:
+        page.goto(text_url)
+        expect(page.locator("#model")).to_have_value("clap", timeout=PATIENCE_MS)
+        drop(page, DOG)
+        first_tag(page)
+        field = page.get_by_label("Your own labels")
+        field.fill("dog barks, ")
+        field.press("Enter")
+        assert "at least two" in field.evaluate("field => field.validationMessage")
+        expect(page.locator("#head")).to_have_value("pets")
+
+        field.fill(f" {labels[0]},{labels[1]} , {labels[2]},, {labels[0]}")
+        page.get_by_role("button", name="Ask for these").click()
+        expect(page.locator(f"{CARD} .verdict")).to_contain_text("Of your labels", timeout=PATIENCE_MS)
+        shown = [each.lower() for each in page.locator(f"{CARD} .tags .label").all_text_contents()]
+        assert shown == [tag["label"] for tag in answer["tags"]]
+        expect(page.locator("#head option:checked")).to_have_text("your own (3)")
+        assert json.loads(download(page, "JSON").read_text(encoding="utf-8"))["tags"] == answer["tags"]
+        ran = subprocess.run(
+            [sys.executable, "-c", code(page, "Python").replace(f'"{DOG.name}"', f'"{DOG}"')],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert answer["tags"][0]["label"] in ran.stdout
+        look(page, "own_labels")
+
+        page.get_by_role("link", name="Listen").click()
+        page.get_by_role("button", name="Start listening").click()
+        expect(page.locator("#listen .complaint")).to_contain_text("Your own labels are for Ask")
+        page.get_by_role("link", name="Ask").click()
+        page.locator("#head").select_option("pets")  # back to a head
+        expect(page.locator(f"{CARD} .verdict")).not_to_contain_text("Of your labels", timeout=PATIENCE_MS)
+        page.locator("#model").select_option("toy")
+        expect(field).to_be_hidden()
+
+
+def test_a_model_without_a_text_tower_has_no_field_for_labels(page: Page) -> None:
+    expect(page.get_by_label("Your own labels")).to_be_hidden()
 
 
 # ── The same in code ──
@@ -899,8 +1053,8 @@ def test_a_head_with_thresholds_is_listened_to_with_each_labels_own(
         assert {"Dog", "Speech"} <= set(gutters.all_text_contents())
         look(page, "listen_own")
         expect(page.locator("#listen .others .label").first).to_have_text("Speech")
-        expect(told).to_contain_text("each label’s own")
-        button = page.get_by_role("button", name="Each label’s own")
+        expect(told).to_contain_text("automatic")
+        button = page.get_by_role("button", name="Automatic")
         expect(button).to_be_hidden()
         assert "begin" not in line.asked[0]
 
@@ -914,7 +1068,7 @@ def test_a_head_with_thresholds_is_listened_to_with_each_labels_own(
         expect(loudest).to_have_text("Speech", timeout=PATIENCE_MS)
         button.click()
         expect(loudest).to_have_text("Dog", timeout=PATIENCE_MS)
-        expect(told).to_contain_text("each label’s own")
+        expect(told).to_contain_text("automatic")
         assert [each.get("begin") for each in line.asked] == [None, "0.25", None]
         page.locator("#head").select_option("esc50")  # has none of its own
         expect(told).to_have_text("50 %")
@@ -927,7 +1081,7 @@ def test_a_stream_that_is_refused_is_told_in_words(browser: Browser, url: str) -
     with watched(browser, url) as page:
         Line(page, {"messages": [refusal], "close": 1008})
         listen(page, url)
-        expect(page.locator("#listen .complaint")).to_have_text("There is no such head", timeout=PATIENCE_MS)
+        expect(page.locator("#listen .complaint")).to_have_text("There is no such head.", timeout=PATIENCE_MS)
         expect(page.get_by_role("button", name="Start listening")).to_be_visible()
 
 
@@ -951,6 +1105,33 @@ def test_what_listening_needs_is_said(browser: Browser, url: str, script: str, s
         listen(page, url)
         expect(page.locator("#listen .complaint")).to_contain_text(says)
         expect(page.locator("#live")).to_be_hidden()
+
+
+def test_silence_is_not_told_as_a_sound(browser: Browser, url: str) -> None:
+    """A head of AudioSet has a label for it."""
+    silence = {"label": "Silence", "score": 0.97}
+    tags = DOG_TAGS | {"tags": [silence, *DOG_TAGS["tags"]]}
+    with watched(browser, url) as page:
+        Line(page, {"messages": [tags, DOG_EVENT | silence, DOG_EVENT]})
+        listen(page, url)
+        expect(page.locator("#listen .loudest .label")).to_have_text("Dog", timeout=PATIENCE_MS)
+        expect(page.locator(".log tbody tr")).to_have_count(1)
+        expect(page.locator("#live")).not_to_contain_text("Silence")
+        page.get_by_role("button", name="Stop").click()
+        expect(page.locator("#listen .state")).to_have_text("Stopped.")
+        expect(page.locator("#live .answer")).to_be_hidden()  # nothing is heard now
+
+
+def test_a_microphone_that_gives_nothing_is_told(browser: Browser, url: str) -> None:
+    with watched(browser, url) as page:
+        page.add_init_script(
+            "navigator.mediaDevices.getUserMedia = async () => "
+            "new AudioContext().createMediaStreamDestination().stream"
+        )
+        Line(page, {"messages": []})
+        listen(page, url)
+        expect(page.locator("#listen .state")).to_contain_text("Is it muted", timeout=PATIENCE_MS)
+        page.get_by_role("button", name="Stop").click()
 
 
 def test_the_microphone_is_let_go_with_the_part(browser: Browser, url: str) -> None:
@@ -989,7 +1170,7 @@ def teaching_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def teach(page: Page, label: str, *paths: Path) -> Locator:
-    page.get_by_label("Label", exact=True).fill(label)
+    page.get_by_label("A sound’s name").fill(label)
     page.get_by_role("button", name="Add a label").click()
     card = page.locator(f".label-card[aria-label='{label}']")
     card.locator("input[type=file]").set_input_files([str(path) for path in paths])
@@ -1026,11 +1207,14 @@ def test_labels_are_taught_tried_taken_away_and_forgotten(browser: Browser, teac
         with safe_open(info.value.path(), "np") as head:
             assert sorted(json.loads(head.metadata()["labels"])) == ["bark", "wet"]
 
+        bark.get_by_role("button", name=re.compile("^Play ")).click()  # to hear it is not to forget it
+        expect(bark.locator(".count")).to_have_text("1 example")
+
         load(page, f"{teaching_url}#teach")  # again: the server has kept it
         expect(page.locator(".label-card[aria-label='wet'] .count")).to_have_text(
             "1 example", timeout=PATIENCE_MS
         )
-        page.locator(".label-card[aria-label='wet'] .examples-of button").click()
+        page.locator(".label-card[aria-label='wet'] .forget").click()
         expect(page.locator(".label-card[aria-label='wet'] .count")).to_have_text(
             "0 examples", timeout=PATIENCE_MS
         )
@@ -1057,6 +1241,20 @@ def test_where_nothing_is_kept_the_page_says_how_to_keep_it(browser: Browser, ur
         load(page, f"{url}#teach")
         expect(page.locator("#teach .off")).to_contain_text("VIOLA_DATA_DIR=", timeout=PATIENCE_MS)
         expect(page.locator("#add-label")).to_be_hidden()
+        page.set_viewport_size({"width": 320, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+        off, hero = box(page, "#teach .off"), box(page, "#teach .hero")
+        assert hero["x"] < off["x"]
+        assert off["x"] + off["width"] < hero["x"] + hero["width"]
+
+
+def test_every_part_keeps_its_headline_when_a_sound_is_there(page: Page) -> None:
+    drop(page, DOG)
+    first_tag(page)
+    for part in ("Listen", "Teach"):
+        page.get_by_role("link", name=part).click()
+        expect(page.locator(f"#{part.lower()} .invitation")).to_be_visible()
+        expect(page.locator(f"#{part.lower()} .lead")).to_be_visible()
 
 
 @pytest.fixture(scope="module")
@@ -1083,7 +1281,7 @@ def test_a_model_that_takes_samples_has_no_log_mel_and_the_page_says_so(
         expect(page.locator("#model")).to_have_value("own", timeout=PATIENCE_MS)
         drop(page, DOG, FIXTURES / "rain_44k1_mono.mp3")
         expect(page.locator(f"{CARD} .no-logmel")).to_have_text(
-            "This model hears the samples themselves: there is no log-mel to see.", timeout=PATIENCE_MS
+            "This model hears the samples themselves: there is no spectrogram to see.", timeout=PATIENCE_MS
         )
         expect(page.locator(f"{CARD} .lane.logmel")).to_be_hidden()
         assert painted(page, f"{CARD} .waveform canvas") > 1
@@ -1141,6 +1339,67 @@ def test_the_keyboard_is_enough(page: Page) -> None:
             e => e.ariaLabel || e.labels?.[0]?.textContent.trim() || e.textContent.trim())"""
     )
     assert all(names)
+
+
+def test_who_has_no_mouse_stays_where_they_are(browser: Browser, teaching_url: str) -> None:
+    """The focus is on what was pressed, or on what is next to it where that is gone."""
+    with watched(browser, teaching_url) as page:
+        load(page, f"{teaching_url}#listen")
+        toggle = page.locator("#listen-toggle")
+        toggle.press("Enter")
+        expect(toggle).to_have_text("Stop", timeout=PATIENCE_MS)
+        expect(toggle).to_be_focused()
+        toggle.press("Enter")
+        expect(toggle).to_have_text("Start listening")
+
+        page.get_by_role("link", name="Teach").click()
+        card = teach(page, "focus", DOG, FIXTURES / "rain_44k1_mono.mp3")
+        count = card.locator(".examples-of li").count()
+        choose = card.get_by_role("button", name="Choose files")
+        choose.focus()
+        card.locator("input[type=file]").set_input_files(str(FIXTURES / "trumpet_44k1_stereo.ogg"))
+        expect(card.locator(".examples-of li")).not_to_have_count(count, timeout=PATIENCE_MS)
+        expect(page.locator("#teach[aria-busy]")).to_have_count(0, timeout=PATIENCE_MS)
+        expect(choose).to_be_focused()
+        more = card.locator(".examples-of li").count()
+        card.locator(".forget").first.press("Enter")
+        expect(card.locator(".examples-of li")).to_have_count(more - 1, timeout=PATIENCE_MS)
+        expect(card.locator(".forget").first).to_be_focused()
+        trial = page.locator(".trial button")
+        trial.press("Enter")
+        expect(trial).to_have_text("Stop", timeout=PATIENCE_MS)
+        expect(trial).to_be_focused()
+        trial.press("Enter")
+        card.get_by_role("button", name="Remove focus").press("Enter")
+        expect(card).to_have_count(0, timeout=PATIENCE_MS)
+        expect(page.get_by_label("A sound’s name")).to_be_focused()
+
+
+def test_headings_go_down_one_step_at_a_time(browser: Browser, teaching_url: str) -> None:
+    with watched(browser, teaching_url) as page:
+        load(page, teaching_url)
+        drop(page, DOG)
+        first_tag(page)
+        assert_headings(page)
+        page.get_by_role("link", name="Listen").click()
+        page.get_by_role("button", name="Start listening").click()
+        expect(page.locator("#live")).to_be_visible()
+        assert_headings(page)
+        page.get_by_role("link", name="Teach").click()
+        page.get_by_label("A sound’s name").fill("bark")
+        page.get_by_role("button", name="Add a label").click()
+        expect(page.locator(".label-card")).to_have_count(2)
+        assert_headings(page)
+
+
+def assert_headings(page: Page) -> None:
+    levels = page.evaluate(
+        """[...document.querySelectorAll("h1, h2, h3")].filter((each) => each.checkVisibility())
+            .map((each) => Number(each.tagName.slice(1)))"""
+    )
+    assert levels[0] == 1
+    assert len(levels) > 2
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
 def test_the_page_may_load_nothing_but_its_own(url: str) -> None:

@@ -497,7 +497,7 @@ def test_hundreds_of_streams_come_and_go_without_a_trace(models_dir: Path) -> No
         until(lambda: is_quiet(server, state), 20)
         for each in (*deaf, *silent):
             each.close()
-        until(lambda: bool((held_by_this_process() <= before).all()), 20)
+        until(lambda: bool((held_by_this_process() <= before).all()), 60)
         gc.collect()
         assert not [each for each in gc.get_objects() if isinstance(each, StreamSession)]
         told = sum(ends(client, reason) for reason in ("end", "client_left", "idle", "unread", "error"))
@@ -664,7 +664,7 @@ def test_a_worker_that_is_killed_or_restarted_takes_its_own_streams_with_it(
         contextlib.ExitStack() as stack,
     ):
         server.wait_until_ready()
-        until(lambda: server.metric("viola_ready") == 2, seconds=60)
+        until(lambda: server.metric("viola_ready") == 2, seconds=150)
         lines = open_streams(stack, server, 6)
         until(lambda: server.metric("viola_streams") == 6, seconds=20)
         workers = {int(path.read_text() or 0) for path in tmp_path.glob("viola-metrics-*/*.pid")} - {0}
@@ -677,7 +677,7 @@ def test_a_worker_that_is_killed_or_restarted_takes_its_own_streams_with_it(
                 line.send('{"type": "end"}')
             codes.append(all_of(line)[1])
         assert set(codes) == {1000, 1006}  # 1006: no close came
-        until(lambda: server.metric("viola_ready") == 2, seconds=60)
+        until(lambda: server.metric("viola_ready") == 2, seconds=150)
 
         lines = open_streams(stack, server, 4)
         server.process.send_signal(signal.SIGHUP)
@@ -686,8 +686,8 @@ def test_a_worker_that_is_killed_or_restarted_takes_its_own_streams_with_it(
             assert (said[-1], code) == ({"type": "end", "seconds": pytest.approx(1.3)}, 1001)
             (again,) = open_streams(stack, server, 1)  # there is always a worker that takes it
             again.close()
-        until(lambda: server.metric("viola_ready") == 2, seconds=60)
-        until(lambda: server.metric("viola_streams") == 0, seconds=60)
+        until(lambda: server.metric("viola_ready") == 2, seconds=150)
+        until(lambda: server.metric("viola_streams") == 0, seconds=150)
 
 
 def test_a_new_version_of_the_model_ends_no_stream(make_toy: Callable[..., Path], tmp_path: Path) -> None:
@@ -700,7 +700,7 @@ def test_a_new_version_of_the_model_ends_no_stream(make_toy: Callable[..., Path]
         shutil.rmtree(models / "toy")
         make_toy(models / "toy", version="2")
         server.process.send_signal(signal.SIGHUP)
-        until(lambda: "reloaded: " in server.log(), seconds=30)
+        until(lambda: "reloaded: " in server.log(), seconds=150)
         line.send(pcm(1))
         line.send('{"type": "end"}')
         said, code = all_of(line)
