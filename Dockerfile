@@ -13,11 +13,11 @@ COPY pyproject.toml README.md ./
 COPY deploy/prune.sh deploy/constraints.txt deploy/
 
 FROM build AS build-cpu
-RUN pip install --constraint deploy/constraints.txt ".[cpu,otel]" && sh deploy/prune.sh /opt/viola
+RUN pip install --constraint deploy/constraints.txt ".[cpu,otel,text]" && sh deploy/prune.sh /opt/viola
 
 # onnxruntime-gpu brings CUDA and cuDNN as wheels: the host needs the driver and the NVIDIA container toolkit.
 FROM build AS build-gpu
-RUN pip install --constraint deploy/constraints.txt ".[gpu,otel]" && sh deploy/prune.sh /opt/viola
+RUN pip install --constraint deploy/constraints.txt ".[gpu,otel,text]" && sh deploy/prune.sh /opt/viola
 
 FROM python:${PYTHON} AS base
 LABEL org.opencontainers.image.title="viola" \

@@ -23,7 +23,7 @@ differential: .venv/ready  ## sounds in thousands of shapes, heard by viola and 
 check: .venv/ready  ## lint and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy service encoders training model_export benchmarks
+	.venv/bin/mypy service encoders training model_export hear benchmarks
 	MYPYPATH=clients/python .venv/bin/mypy clients/python/viola_client
 
 format: .venv/ready
@@ -50,9 +50,9 @@ clean:
 	rm -rf .venv .venv-serve .venv-peers build
 
 .venv-serve/ready: pyproject.toml
-	@echo "Setting up the server's environment in .venv-serve: half a minute or more, once (650 MB on disk)."
+	@echo "Setting up the server's environment in .venv-serve: half a minute or more, once (690 MB on disk)."
 	$(PYTHON) -m venv .venv-serve
-	.venv-serve/bin/pip install --quiet '.[cpu,bulk]'
+	.venv-serve/bin/pip install --quiet '.[cpu,bulk,text]'
 	@touch $@
 
 .venv/ready: pyproject.toml

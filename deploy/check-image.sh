@@ -21,7 +21,7 @@ mkdir -p "$root/build/deploy" "$root/app" "$root/tmp"
 cp pyproject.toml README.md "$root/build"
 cp deploy/prune.sh deploy/constraints.txt "$root/build/deploy"
 python3 -m venv "$root/opt"
-(cd "$root/build" && "$root/opt/bin/pip" install --quiet --constraint deploy/constraints.txt ".[cpu,otel]")
+(cd "$root/build" && "$root/opt/bin/pip" install --quiet --constraint deploy/constraints.txt ".[cpu,otel,text]")
 sh deploy/prune.sh "$root/opt"
 
 echo "2. the files, as in base"
@@ -35,6 +35,7 @@ if [ -e "$root"/opt/lib/python3.*/site-packages/torch ]; then
     echo "the image holds torch" >&2
     exit 1
 fi
+"$root/opt/bin/python" -c "import tokenizers" # without what was pruned
 
 echo "4. the server"
 cd "$root/app"

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 environment=$(mktemp -d)
 trap 'rm -rf "$environment"' EXIT
 python3 -m venv "$environment"
-"$environment/bin/pip" install --quiet '.[cpu,otel]'
+"$environment/bin/pip" install --quiet '.[cpu,otel,text]'
 {
     echo "# The versions in the images; deploy/lock.sh writes this file."
     "$environment/bin/pip" freeze | grep -v '^viola' | sed 's/^onnxruntime==\(.*\)/&\nonnxruntime-gpu==\1/'

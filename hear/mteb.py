@@ -47,7 +47,7 @@ class Encoder(AbsEncoder):
 
     def encode(self, inputs: DataLoader[Any], **_task: Any) -> Array:
         """Batches with `audio` or `text` -> (n, D) float32, in their order. The task changes nothing. Raises
-        ValueError for what has neither, or both in one input; BadRequest for texts, where the model has no
+        ValueError for what has neither, or both in one input; NoText for texts, where the model has no
         text tower; and what the tower raises."""
         given = {"audio", "text"} & set(inputs.dataset.features)  # type: ignore[attr-defined]
         if len(given) != 1:

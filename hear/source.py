@@ -22,11 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bulk.offline import BATCH_FRAMES
-from service.errors import BadRequest
 from service.inference.card import Card
 from service.inference.model import Model, Precision
 from service.inference.session import Device
-from service.inference.text import WITHOUT_PACKAGE, can_tokenize, groups_of
 from service.inference.threads import usable_cores
 from service.inference.windows import Embedding, Piece, Pool, cut, embed_pieces
 
@@ -55,7 +53,7 @@ class Source(Protocol):
 
     def text_vectors(self, texts: Sequence[str], *, normalize: bool = False) -> Array:
         """Texts -> (n_texts, D) float32, in the space of the sounds. Raises what the model's text tower
-        raises, and BadRequest where it has none."""
+        raises, and NoText where it has none."""
         ...
 
 
@@ -89,15 +87,8 @@ class Folder:
         return together(self.card, embed_sounds(self.model, sounds, frames=True), len(sounds[0]))
 
     def text_vectors(self, texts: Sequence[str], *, normalize: bool = False) -> Array:
-        tower = self.model.text
-        if tower is None:
-            is_off = self.card.text is not None and not can_tokenize()
-            reason = WITHOUT_PACKAGE if is_off else "its folder has no text tower"
-            raise BadRequest(f"`{self.card.name}` embeds no texts: {reason}")
-        tokens = [tower.tokens(text, f"the text {text[:40]!r}") for text in texts]
-        vectors = np.empty((len(texts), self.card.embedding_size), dtype=np.float32)
-        for group in groups_of(tokens):
-            vectors[group] = tower.embed([tokens[i] for i in group])
+        tower = self.model.text_encoder()
+        vectors = tower.embed_all([tower.tokens(text, f"the text {text[:40]!r}") for text in texts])
         project = self.model.project_of(normalize=normalize)
         return vectors if project is None else project(vectors)
 

@@ -100,13 +100,14 @@ def classify_files(
     model: Model,
     paths: Iterable[Location],
     *,
-    head: str,
+    head: str | Head,
     top_k: int,
     threshold: float,
     workers: int = 1,
 ) -> Iterator[FileResult]:
-    """The same with the tags that /classify gives. Raises UnknownHead."""
-    scorer = named_head(model.heads, head, model=model.card.name)
+    """The same with the tags that /classify gives. head: the name of one of the model, or one of labels.
+    Raises UnknownHead."""
+    scorer = head if isinstance(head, Head) else named_head(model.heads, head, model=model.card.name)
 
     def tags(clip: _Clip) -> Tags:
         scores = clip_scores(scorer, clip.embedding()).scores

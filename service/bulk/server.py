@@ -51,12 +51,16 @@ class IncompleteAnswerError(CommandError):
 @dataclass(frozen=True)
 class Server:
     """One that is running, and one of its models. model_id: the model and the server; heads: the first digits
-    of each head's SHA-256, by name; projection: that of the projection, where it has one."""
+    of each head's SHA-256, by name; projection: that of the projection, where it has one; files: all that the
+    card has; tower: what it says of a text tower; embeds_texts: whether that can be asked."""
 
     model: str
     model_id: str
     heads: dict[str, str]
     projection: str | None
+    files: dict[str, str]
+    tower: dict[str, Any] | None
+    embeds_texts: bool
     url: str
     headers: dict[str, str]
     opener: urllib.request.OpenerDirector
@@ -82,7 +86,8 @@ def server_at(url: str, *, model: str, api_key: str | None) -> Server:
         heads = {name: hash_of_head(files, name)[:12] if name in listed else "taught" for name in names}
         made_by = f"{card['name']} {card['version']} ({url})"
         projection = files.get(PROJECTION_FILE)
-        return Server(model, made_by, heads, projection, url, headers, opener)
+        tower, embeds_texts = card.get("text"), bool(answer.get("text"))
+        return Server(model, made_by, heads, projection, files, tower, embeds_texts, url, headers, opener)
     except urllib.error.HTTPError as error:
         raise CommandError(_detail(error)) from error
     except (KeyError, TypeError) as error:

@@ -6,8 +6,9 @@
                                                            <head>.labels  BYTES (labels of the head,)
 
 `parameters` of the request: sample_rate of the samples, in Hz, else the model's; normalize and dimensions of
-the embedding; binary_data_output. Of a requested output: binary_data, and classification=k, for the k best as
-`score:index:label`. How tensors are written is told in tensors.py.
+the embedding; labels in words, and their template, which make one head more, `zero-shot`; binary_data_output.
+Of a requested output: binary_data, and classification=k, for the k best as `score:index:label`. How tensors
+are written is told in tensors.py.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,16 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from service.errors import BadRequest, shortened
-from service.http.parameters import DIMENSIONS, MOST_DIMENSIONS, NORMALIZE, NoParameters, query_of, read
+from service.http.parameters import (
+    DIMENSIONS,
+    MOST_DIMENSIONS,
+    NORMALIZE,
+    Labelled,
+    NoParameters,
+    properties,
+    query_of,
+    read,
+)
 from service.http.request_body import UploadBudget
 from service.http.tensors import InputTensor, OutputTensor, TensorBody, read_body
 from service.http.upload import Upload
@@ -28,6 +38,7 @@ from service.inference.embedder import EmbeddedClip
 from service.inference.heads import Head, best_tags
 from service.inference.model import Model
 from service.inference.tags import SeveralHeads, clip_scores
+from service.inference.zero_shot import HEAD
 
 EXTENSIONS = ("binary_tensor_data", "classification")
 PLATFORM = "onnxruntime_onnx"
@@ -80,9 +91,7 @@ class RequestedOutput(BaseModel):
     parameters: OutputParameters = OutputParameters()
 
 
-class InferParameters(BaseModel):
-    model_config = _STRICT
-
+class InferParameters(Labelled):
     sample_rate: int | None = Field(default=None, ge=1, le=768_000)
     binary_data_output: bool = False
     normalize: bool | None = None
@@ -107,13 +116,26 @@ class InferRequest(BaseModel):
             raise ValueError("an output is asked for twice; ask for each once")
         return self
 
-    def heads_of(self, model: Model) -> SeveralHeads | None:
-        """Those whose scores or labels are asked for; of a request that names no output, all. Raises
-        BadRequest, UnknownHead or HeadOutdated."""
+    @model_validator(mode="after")
+    def _labels_are_asked_for(self) -> Self:
+        names = {output.name for output in self.outputs}
+        if self.parameters.labels is not None and names and not names & {HEAD + SCORES, HEAD + LABELS}:
+            raise ValueError(
+                f"labels mean nothing without the output {HEAD}{SCORES} or {HEAD}{LABELS}; ask for it, or "
+                "leave them out"
+            )
+        return self
+
+    def heads_of(self, model: Model, of_labels: Head | None = None) -> SeveralHeads | None:
+        """Those whose scores or labels are asked for; of a request that names no output, all. of_labels: the
+        head of the request's labels. Raises BadRequest, UnknownHead or HeadOutdated."""
+        there = model.heads if of_labels is None else {**model.heads, HEAD: of_labels}
         if not self.outputs:
-            return SeveralHeads(tuple(model.heads.values())) if model.heads else None
+            return SeveralHeads(tuple(there.values())) if there else None
         names = dict.fromkeys(head_of_output(output.name, model) for output in self.outputs)
-        heads = tuple(model.head(name) for name in names if name is not None)
+        if HEAD in names and HEAD not in there:
+            raise BadRequest(f"the outputs of {HEAD} need labels, a parameter of the request; give some")
+        heads = tuple(there.get(name) or model.head(name) for name in names if name is not None)
         return SeveralHeads(heads) if heads else None
 
 
@@ -209,6 +231,7 @@ _PARAMETERS = {
         "binary_data_output": {"type": "boolean", "description": "All outputs as bytes behind the JSON."},
         "normalize": {"type": "boolean", "description": NORMALIZE},
         "dimensions": {"type": "integer", "minimum": 1, "description": DIMENSIONS},
+        **properties(Labelled),
         "priority": {"description": PASSED_OVER},
         "timeout": {"description": PASSED_OVER},
     },

@@ -107,6 +107,7 @@ STREAM_ERRORS = (  # before the answer begins; later ones are a message
     errors.UnsupportedMediaType,
     errors.UnknownModel,
     errors.UnknownHead,
+    *TEXT_ERRORS,
     errors.ModelUnavailable,
     errors.Unauthorized,
     errors.Overloaded,

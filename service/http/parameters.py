@@ -4,9 +4,7 @@ The routes call `read` themselves: the framework's way of filling a model from a
 decoding a short clip.
 """
 
-import json
 import reprlib
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -16,8 +14,15 @@ from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection
 
 from service.errors import MAX_ECHO, BadRequest, shortened
-from service.inference.card import why_no_template
 from service.inference.events import BEGIN, END_SHARE, GAP_S, SHORTEST_S
+from service.inference.labels import (
+    MAX_LABEL_BYTES,
+    MAX_LABELS,
+    MAX_TEMPLATE,
+    check_in_place_of_a_head,
+    labels_of,
+    template_of,
+)
 
 MODEL = "Name of the model; the server's default one where it is left out."
 WINDOW = "Length of a window in seconds."
@@ -45,63 +50,12 @@ MinKnown = Annotated[
         description="What is less known than this has no tags; the head's own, where it has one, by default.",
     ),
 ]
-MAX_LABELS = 256
-MAX_LABEL_BYTES = 100  # of one, in UTF-8
-MAX_TEMPLATE_BYTES = 500
 MAX_OVERLAP = 64  # windows of a stream that are open at a time
 FIT = "`auto`: the head is fitted anew at once, and the answer tells how good it is."
 NO_BODY: Mapping[str, Any] = {}
 
 _echo = reprlib.Repr()  # of long strings, lists and objects a few parts
 _echo.maxstring = _echo.maxother = MAX_ECHO
-
-
-def labels_of(value: Any) -> Any:
-    """`dog, cat barking` or `["dog", "cat barking"]` → ("dog", "cat barking"). Raises ValueError where they
-    are none to choose from."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        value = _listed(value)
-    if not (isinstance(value, (list, tuple)) and all(isinstance(label, str) for label in value)):
-        raise ValueError("give the labels with commas between, or as a list of strings in JSON")
-    labels = tuple(label.strip() for label in value)
-    if not 2 <= len(labels) <= MAX_LABELS:
-        raise ValueError(
-            f"there are 2 to {MAX_LABELS} labels, not {len(labels)}: a score tells which of them fits best, "
-            "so that one alone would fit everything; give what else may be heard, too"
-        )
-    for label in labels:
-        if reason := _why_no_label(label):
-            raise ValueError(f"the label `{shortened(label)}` {reason}")
-    if len(set(labels)) < len(labels):
-        twice = Counter(labels).most_common(1)[0][0]
-        raise ValueError(f"the label `{shortened(twice)}` is given more than once; give it once")
-    return labels
-
-
-def _listed(text: str) -> list[Any]:
-    """Of a query: with commas between, or a list in JSON where a label holds a comma."""
-    if len(text) > MAX_LABELS * (MAX_LABEL_BYTES + 8):
-        raise ValueError(f"longer than {MAX_LABELS} labels of {MAX_LABEL_BYTES} bytes can be; send fewer")
-    if text.lstrip().startswith("["):
-        try:
-            return list(json.loads(text))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(
-                "begins with [ and is no list in JSON; give the labels with commas between"
-            ) from error
-    return text.split(",")
-
-
-def _why_no_label(label: str) -> str | None:
-    if not label:
-        return "is empty; take out the comma that is too much"
-    if len(label.encode("utf-8", "replace")) > MAX_LABEL_BYTES:
-        return f"has more than {MAX_LABEL_BYTES} bytes in UTF-8; say it in fewer words"
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in label):
-        return "holds a control character; send words"
-    return None
 
 
 Labels = Annotated[
@@ -116,6 +70,30 @@ Labels = Annotated[
         "in JSON; the model needs a text tower. Scores tell which of them fits best, and add up to 1.",
     ),
 ]
+
+Template = Annotated[
+    Annotated[str, Field(max_length=MAX_TEMPLATE)] | None,
+    BeforeValidator(template_of),
+    Field(
+        description="What a label becomes before it is compared, with {} in its place, like `This is a sound "
+        "of {}.`; the model's own where it is left out.",
+    ),
+]
+
+
+class Labelled(BaseModel):
+    """What may be given in place of a head, wherever there are heads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: Labels = None
+    template: Template = None
+
+    @model_validator(mode="after")
+    def _labels_take_the_place_of_a_head(self) -> Self:
+        of_a_head = {name: getattr(self, name, None) for name in ("head", "min_known")}
+        check_in_place_of_a_head(self.labels, self.template, **of_a_head)
+        return self
 
 
 class _Parameters(BaseModel):
@@ -145,18 +123,11 @@ class EmbedParameters(_Parameters):
     dtype: Literal["float32", "float16"] = Field(default="float32", description=DTYPE)
 
 
-class ClassifyParameters(_Parameters):
+class ClassifyParameters(Labelled, _Parameters):
     """/classify and /classify/batch; with window_s the answer has a timeline, with segments its events."""
 
     head: str | None = Field(
         default=None, description="Name of the head; the first one of the model's card where it is left out."
-    )
-    labels: Labels = None
-    template: str | None = Field(
-        default=None,
-        max_length=MAX_TEMPLATE_BYTES,
-        description="What a label becomes before it is compared, with {} in its place, like `This is a sound "
-        "of {}.`; the model's own where it is left out.",
     )
     top_k: int = Field(default=5, ge=1, le=1000, description="At most so many tags, best first.")
     threshold: float = Field(
@@ -207,19 +178,6 @@ class ClassifyParameters(_Parameters):
     )
 
     @model_validator(mode="after")
-    def _labels_take_the_place_of_a_head(self) -> Self:
-        if self.template is not None and self.labels is None:
-            raise ValueError("template means nothing without labels; give both or none")
-        if self.template is not None and (reason := why_no_template(self.template)):
-            raise ValueError(reason)
-        for name in ("head", "min_known"):
-            if getattr(self, name) is not None and self.labels is not None:
-                raise ValueError(
-                    f"{name} is a head's, and labels stand in place of one; leave one of them out"
-                )
-        return self
-
-    @model_validator(mode="after")
     def _projection_needs_an_embedding(self) -> Self:
         for name in ("normalize", "dimensions"):
             if getattr(self, name) is not None and self.embedding is None:
@@ -249,11 +207,9 @@ class TextParameters(BaseModel):
     dtype: Literal["float32", "float16"] = Field(default="float32", description=DTYPE)
 
 
-class StreamParameters(BaseModel):
+class StreamParameters(Labelled):
     """/stream: how the sound comes, and what is wanted of it. Where a name is one of /classify, so is its
     meaning."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str | None = Field(default=None, description=MODEL)
     head: str | None = Field(

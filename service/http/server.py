@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Self, get_args
@@ -9,7 +10,7 @@ from typing import Self, get_args
 import orjson
 from starlette.requests import HTTPConnection
 
-from service.errors import NoText, Overloaded
+from service.errors import Overloaded
 from service.http.api_keys import Access
 from service.http.request_body import UploadBudget
 from service.http.request_record import RECORD
@@ -18,10 +19,11 @@ from service.http.tracing import Tracer
 from service.inference.embedder import Embedder, Job
 from service.inference.model import Model
 from service.inference.registry import Registry, load_warm
-from service.inference.text import WITHOUT_PACKAGE, TextEncoder
+from service.inference.text import TextEncoder
 from service.inference.text_worker import TextWorker
 from service.inference.threads import ThreadPlan, plan
 from service.inference.windows import Piece, Window
+from service.inference.zero_shot import ZeroShot
 from service.process.broadcast import Broadcast
 from service.process.metrics import Metrics
 from service.process.workers import Slot
@@ -104,15 +106,11 @@ class Server:
 
     def text_of(self, model: Model) -> TextEncoder:
         """What embeds texts in the model's space. Raises NoText, with the models that have such."""
-        if model.text is not None:
-            return model.text
-        if model.card.text is not None:
-            raise NoText(f"the text tower of `{model.card.name}` is off: {WITHOUT_PACKAGE}")
-        there = ", ".join(f"`{name}`" for name in self.models.with_text()) or "no model here"
-        raise NoText(
-            f"the model `{model.card.name}` has no text tower, so that words are nowhere among its sounds; "
-            f"{there} has one"
-        )
+        return model.text_encoder(self.models.with_text())
+
+    def zero_shot(self, labels: Sequence[str] | None, template: str | None) -> ZeroShot | None:
+        """What scores a request's labels; None where it has none."""
+        return None if labels is None else ZeroShot(self.texts, self.text_of, labels, template)
 
     def stop_admitting(self) -> None:
         """From now on the server is not ready; it goes on answering requests."""

@@ -96,6 +96,17 @@ def _checked(pcm: RawPcm) -> RawPcm:
     return pcm
 
 
+async def stream_head(server: Server, model: Model, parameters: StreamParameters) -> Head | None:
+    """What scores the windows: one of the model's heads, one of labels, which are embedded first, or None
+    where embeddings alone are asked for. Raises UnknownHead, NoText, TextTooLong or Overloaded."""
+    if zero_shot := server.zero_shot(parameters.labels, parameters.template):
+        await zero_shot.prepare(model)
+        return zero_shot(model)
+    if model.heads or not parameters.embeddings or parameters.head is not None:
+        return named_head(model.heads, parameters.head, model=model.card.name)
+    return None
+
+
 def error_message(error: Exception, server: Server, scope: Scope) -> Message:
     """The message of any exception, which is counted, and kept in the stream's record for its log line."""
     _, code, detail = describe(error)
@@ -107,10 +118,16 @@ def error_message(error: Exception, server: Server, scope: Scope) -> Message:
 
 
 class StreamSession:
-    """A stream whose model and head are there. Raises UnknownHead."""
+    """A stream whose model is there, and what scores its windows (`stream_head`)."""
 
     def __init__(
-        self, server: Server, model: Model, parameters: StreamParameters, form: Form, scope: Scope
+        self,
+        server: Server,
+        model: Model,
+        head: Head | None,
+        parameters: StreamParameters,
+        form: Form,
+        scope: Scope,
     ) -> None:
         self._server = server
         self._metrics = server.metrics
@@ -118,9 +135,7 @@ class StreamSession:
         self._parameters = parameters
         self._form = form
         self._scope = scope
-        self._head: Head | None = None
-        if model.heads or not parameters.embeddings or parameters.head is not None:
-            self._head = named_head(model.heads, parameters.head, model=model.card.name)
+        self._head = head
         if parameters.window_s is None:
             self._window_s, self._hop_s = event_windows(model.card)
         else:

@@ -1,12 +1,13 @@
 """A request to go on as a WebSocket in, its messages out, in bounded memory: uvicorn's protocol with limits.
 
+    the request     MAX_HEAD_BYTES, 128 headers                   431
     a message       MAX_MESSAGE_BYTES, in MAX_FRAGMENTS parts     close code 1009; what follows is discarded
                                                                   for LINGER_S
     after the end   ABORT_S, until the client has read it         cut
     shutdown        the application is told, and ends it itself, with close code 1001
 
-uvicorn itself keeps any number of parts, waits for ever for a client that does not read, and ends what is
-open at once.
+uvicorn itself keeps any number of parts, waits for ever for a client that does not read, ends what is open at
+once, and answers nothing to a request that is refused.
 """
 
 import asyncio
@@ -15,8 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets import http11
 
-from service.http.protocol import END_STREAMS
+from service.http.protocol import END_STREAMS, MAX_HEAD_BYTES
 
 log = logging.getLogger(__name__)
 log.setLevel(
@@ -27,6 +29,9 @@ MAX_MESSAGE_BYTES = 8_000_000  # a minute of 48 kHz in mono takes 5.8 million
 MAX_FRAGMENTS = 1_000
 LINGER_S = 5.0
 ABORT_S = 12.0  # uvicorn waits 10 s for the client's own close
+
+# Labels in a query take more than the library's 8 kB; the whole head is bounded before it comes here.
+http11.MAX_LINE_LENGTH = MAX_HEAD_BYTES
 
 # For uvicorn's Config. Sound hardly gets smaller by deflating; that a client is there its sound tells.
 OPTIONS: dict[str, Any] = {
@@ -45,6 +50,13 @@ class StreamSocket(WebSocketsSansIOProtocol):
         self.logger = log
         self.on_lost: Callable[[], None] = lambda: None
         self._abort_timer: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            # uvicorn leaves the answer to a head that is refused unsent.
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.on_lost()

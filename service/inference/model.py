@@ -33,7 +33,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import HeadOutdated, ModelFolderError, Overloaded
+from service.errors import HeadOutdated, ModelFolderError, NoText, Overloaded
 from service.inference.card import Card, check_file, check_files, load_card
 from service.inference.heads import Head, load_heads, named_head
 from service.inference.projection import Project, Projection, load_projection, project_of
@@ -53,7 +53,7 @@ from service.inference.session import (
     is_failure_of_device,
 )
 from service.inference.tensors import checked_tensor, read_tensors
-from service.inference.text import TextEncoder, load_text
+from service.inference.text import TextEncoder, load_text, why_no_text
 from service.sound.logmel import LogMel, LogMelStream
 from service.sound.waveform import Columns, ColumnStream, Waveform
 
@@ -248,6 +248,14 @@ class Model:
         if name in self.unserved_heads and name not in self.heads:
             raise HeadOutdated(f"the head `{name}` is not served: {self.unserved_heads[name]}; fit it again")
         return named_head(self.heads, name, model=self.card.name)
+
+    def text_encoder(self, elsewhere: Sequence[str] | None = None) -> TextEncoder:
+        """What embeds texts in the space of the sounds. elsewhere: the models that have such, where they are
+        known. Raises NoText."""
+        if self.text is None:
+            is_off = self.card.text is not None
+            raise NoText(why_no_text(self.card.name, is_off=is_off, elsewhere=elsewhere))
+        return self.text
 
     def self_test(self) -> str | None:
         """`probe`, and where something is wrong a new session: None once all is well, else what is not.

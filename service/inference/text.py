@@ -90,6 +90,13 @@ class TextEncoder:
         (vectors,) = self._session.run([OUTPUT], {"input_ids": ids, "attention_mask": mask})
         return np.asarray(vectors, dtype=np.float32)
 
+    def embed_all(self, texts: Sequence[Tokens]) -> Array:
+        """Any number of texts -> (n, D), group by group."""
+        vectors = np.empty((len(texts), self.embedding_size), np.float32)
+        for group in groups_of(texts):
+            vectors[group] = self.embed([texts[i] for i in group])
+        return vectors
+
 
 def groups_of(texts: Sequence[Tokens]) -> Iterator[list[int]]:
     """Which texts run together, by their places: alike in length, RUN_TOKENS with their padding, or one."""
@@ -118,9 +125,21 @@ def load_text(folder: Path, card: Card) -> TextEncoder | None:
 
 
 WITHOUT_PACKAGE = (
-    f"the server lacks the package `{PACKAGE}`; install its extra `text` (`pip install '.[cpu,text]'`) and "
-    "start it again"
+    f"the package `{PACKAGE}` is missing; install the extra `text` (`pip install '.[cpu,text]'`) and start "
+    "again"
 )
+
+
+def why_no_text(name: str, *, is_off: bool, elsewhere: Sequence[str] | None = None) -> str:
+    """Of a model that embeds no texts. is_off: it has a text tower; elsewhere: the models that embed texts,
+    where they are known."""
+    if is_off:
+        return f"the text tower of `{name}` is off: {WITHOUT_PACKAGE}"
+    sentence = f"the model `{name}` has no text tower, so that words are nowhere among its sounds"
+    if elsewhere is None:
+        return sentence
+    there = ", ".join(f"`{each}`" for each in elsewhere) or "no model here"
+    return f"{sentence}; {there} has one"
 
 
 def _load_tokenizer(path: Path) -> Any:

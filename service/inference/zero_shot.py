@@ -8,12 +8,15 @@ any head of one label. Its scores say which of the labels fits best: of one labe
 for every sound, and two are the fewest.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.inference.card import LABEL_PLACE
+from service.inference.card import LABEL_PLACE, TEXT_GRAPH, TEXT_TOKENIZER
 from service.inference.heads import Head
 from service.inference.model import Model
 from service.inference.projection import unit_length
@@ -52,15 +55,39 @@ class ZeroShot:
     async def prepare(self, model: Model) -> TextVectors:
         """Embeds the labels. Raises NoText, TextTooLong or Overloaded."""
         encoder = self._encoder_of(model)
-        template = encoder.tower.template if self._template is None else self._template
-        prompts = [template.replace(LABEL_PLACE, label) for label in self._labels]
-        names = [f"the label `{label}` in its template" for label in self._labels]
+        prompts, names = prompts_of(self._labels, self._template, encoder)
         made = await self._worker.prompts(model, encoder, prompts, names)
         self._heads[id(model)] = zero_shot_head(self._labels, made.vectors, encoder.tower.logit_scale)
         return made
 
     def __call__(self, model: Model) -> Head:
         return self._heads[id(model)]
+
+
+def head_of_labels(model: Model, labels: Sequence[str], template: str | None) -> Head:
+    """The same head for one who shares the model with nobody. Raises NoText, TextTooLong or BadRequest."""
+    encoder = model.text_encoder()
+    prompts, names = prompts_of(labels, template, encoder)
+    vectors = encoder.embed_all([*map(encoder.tokens, prompts, names)])
+    return zero_shot_head(labels, unit_length(vectors), encoder.tower.logit_scale)
+
+
+def prompts_of(
+    labels: Sequence[str], template: str | None, encoder: TextEncoder
+) -> tuple[list[str], list[str]]:
+    """What is embedded of each label, and what sentences call it."""
+    if template is None:
+        template = encoder.tower.template
+    prompts = [template.replace(LABEL_PLACE, label) for label in labels]
+    return prompts, [f"the label `{label}` in its template" for label in labels]
+
+
+def hash_of_labels(
+    labels: Sequence[str], template: str | None, tower: Mapping[str, Any], files: Mapping[str, str]
+) -> str:
+    """A SHA-256 of all that such a head is made of. tower: the card's `text`; files: with their SHA-256."""
+    made_of = [list(labels), template, dict(tower), files[TEXT_GRAPH], files[TEXT_TOKENIZER]]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
 def zero_shot_head(labels: Sequence[str], vectors: Array, logit_scale: float) -> Head:

@@ -219,6 +219,9 @@ def test_the_command_writes_what_it_hears(url: str, samples: np.ndarray) -> None
     assert "dog" in {json.loads(line).get("label") for line in lines}
     refused = listen("-", "--server", url, "--model", "none", stdin=sound)
     assert (refused.returncode, refused.stderr.count(b"\n")) == (1, 1)
+    in_words = listen("-", "--server", url, "--labels", "dog,rain", "--template", "the {}", stdin=sound)
+    assert in_words.returncode == 1
+    assert b"the model `byola` has no text tower" in in_words.stderr
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")

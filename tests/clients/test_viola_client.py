@@ -46,6 +46,7 @@ from viola_client import (  # noqa: E402 - it is no package of this repository's
     Client,
     Embedding,
     Forbidden,
+    LiveWindow,
     NoText,
     Overloaded,
     Retries,
@@ -736,10 +737,15 @@ def top_level(distribution: metadata.Distribution) -> set[Path]:
 
 
 @pytest.fixture(scope="module")
-def teaching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def taught_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("taught")
+
+
+@pytest.fixture(scope="module")
+def teaching(taught_dir: Path) -> Iterator[str]:
     """A server that can be taught."""
     server = viola(ROOT / "models" / "byola", "int8")
-    folder = {"VIOLA_DATA_DIR": str(tmp_path_factory.mktemp("taught"))}
+    folder = {"VIOLA_DATA_DIR": str(taught_dir)}
     with running(replace(server, environment=server.environment | folder)) as up:
         yield f"http://127.0.0.1:{up.port}"
 
@@ -758,19 +764,32 @@ def test_both_clients_teach_list_and_forget(teaching: str, tmp_path: Path) -> No
         assert lesson.taught == 1
         assert lesson.words
         assert client.classify(YES, head="pets").tags[0].label == "voice"
-        assert [head["head"] for head in client.heads()] == ["pets"]
+        assert [head["head"] for head in client.heads()["heads"]] == ["pets"]
         with pytest.raises(UnknownHead):
             client.forget("none")
 
-    async def forgotten() -> tuple[int, list[str], list[str]]:
+    async def forgotten() -> tuple[int, list[str], dict[str, Any]]:
         async with AsyncClient(teaching, retries=AT_ONCE) as client:
             again = await client.teach("pets", "dog", [DOG], fit=False)
             gone = await client.forget("pets", label="voice")
             await client.forget("pets")
-            return again.taught, gone, [head["head"] for head in await client.heads(model="byola")]
+            return again.taught, gone, await client.heads(model="byola")
 
     taught, gone, left = asyncio.run(forgotten())
-    assert (taught, len(gone), left) == (1, 1, [])
+    assert (taught, len(gone)) == (1, 1)
+    assert left == {"model": "byola", "heads": [], "damaged": []}
+
+
+def test_a_head_that_the_disk_has_damaged_is_told_of(teaching: str, taught_dir: Path) -> None:
+    with Client(teaching, retries=AT_ONCE) as client:
+        client.teach("pets", "dog", DOG, fit=False)
+        client.teach("doors", "bell", DOG, fit=False)
+        (taught_dir / "byola" / "taught" / "doors" / "head.json").write_bytes(b"{")
+        told = client.heads()
+        assert [head["head"] for head in told["heads"]] == ["pets"]
+        (damaged,) = told["damaged"]
+        assert (damaged["head"], damaged["error"]) == ("doors", "storage_failed")
+        assert "PUT" in damaged["detail"]
 
 
 def test_a_server_that_cannot_be_taught_says_so(client: Client) -> None:
@@ -851,3 +870,26 @@ def test_texts_are_embedded_by_the_same_names_as_over_http() -> None:
     for kind in (Client, AsyncClient):
         names = set(inspect.signature(kind.embed_text).parameters) - {"self", "texts"}
         assert names == set(TextParameters.model_fields) - {"encoding"}
+
+
+def test_both_clients_stream_with_labels(words_url: str) -> None:
+    samples = np.random.default_rng(1).normal(size=32_000).astype(np.float32) / 10
+    labels = ["dog", "rain, on the roof"]
+    asked: dict[str, Any] = {"labels": labels, "template": "the {}", "window_s": 1.0}
+
+    async def listened() -> list[Any]:
+        async with AsyncClient(words_url) as client:
+            return [heard async for heard in client.stream([samples], rate=16_000, format="f32le", **asked)]
+
+    with Client(words_url) as client:
+        expected = client.classify((samples, 16_000), **asked).timeline
+        heard = [*client.stream([samples], rate=16_000, format="f32le", **asked)]
+        for found in (heard, asyncio.run(listened())):
+            windows = [each for each in found if isinstance(each, LiveWindow)]
+            assert len(windows) == len(expected) == 2
+            for window, span in zip(windows, expected, strict=True):
+                scores = {tag.label: tag.score for tag in span.tags}
+                assert set(scores) == set(labels)
+                assert {tag.label: tag.score for tag in window.tags} == pytest.approx(scores, abs=1e-4)
+        with pytest.raises(NoText):
+            list(client.stream([samples], rate=16_000, model="toy", labels=labels))

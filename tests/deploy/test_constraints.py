@@ -15,7 +15,7 @@ def test_the_images_versions_are_allowed() -> None:
     lines = (ROOT / "deploy" / "constraints.txt").read_text().splitlines()
     pins = [line.split("==") for line in lines if not line.startswith("#")]
     versions = {canonicalize_name(name): version for name, version in pins}
-    asked = [*project["dependencies"], *extras["cpu"], *extras["gpu"], *extras["otel"]]
+    asked = [*project["dependencies"], *extras["cpu"], *extras["gpu"], *extras["otel"], *extras["text"]]
     for requirement in map(Requirement, asked):
         version = versions[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{version} is not {requirement}"

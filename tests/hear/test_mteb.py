@@ -11,7 +11,7 @@ mteb = pytest.importorskip("mteb", reason="pip install '.[benchmarks]'")
 
 from hear.mteb import Encoder, evaluate, main, meta_of  # noqa: E402 - where mteb is there
 from hear.source import open_source  # noqa: E402
-from service.errors import BadRequest  # noqa: E402
+from service.errors import NoText  # noqa: E402
 from tests.hear.local_tasks import Clip, classification, clustering, dataset, metadata  # noqa: E402
 
 SHIPPED = "models/byola"
@@ -121,7 +121,7 @@ def test_texts_are_refused_with_a_sentence_where_there_is_no_tower(toys: Path) -
     from torch.utils.data import DataLoader
 
     loader = DataLoader(Dataset.from_dict({"text": ["a dog"]}), batch_size=1)
-    with pytest.raises(BadRequest, match="`toy` embeds no texts"):
+    with pytest.raises(NoText, match="`toy` has no text tower"):
         encoder_of(str(toys / "toy")).encode(loader)
     both = DataLoader(Dataset.from_dict({"text": ["a dog"], "audio": ["?"]}), batch_size=1)
     with pytest.raises(ValueError, match="audio and text"):

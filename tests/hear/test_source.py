@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hear.source import Folder, Source, open_source
-from service.errors import BadRequest, ModelFolderError
+from service.errors import ModelFolderError, NoText
 from service.inference.windows import embed
 from tests.service.text_towers import vector_of
 
@@ -72,7 +72,7 @@ def test_texts_have_the_vectors_worked_out_by_hand(open_toy) -> None:  # type: i
 def test_a_model_without_a_text_tower_says_so(toys: Path) -> None:
     source = open_source(str(toys / "toy"))
     assert not source.has_text
-    with pytest.raises(BadRequest, match="`toy` embeds no texts"):
+    with pytest.raises(NoText, match="`toy` has no text tower"):
         source.text_vectors(["a dog"])
 
 

@@ -71,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     listen.add_argument("--api-key")
     listen.add_argument("--model")
     listen.add_argument("--head")
+    listen.add_argument("--labels", help="words in place of a head, with commas between")
+    listen.add_argument("--template", help="what a label becomes before it is compared, with {} in its place")
     listen.add_argument("--window-s", type=float)
     listen.add_argument("--hop-s", type=float)
     listen.add_argument("--top-k", type=int, default=1)
@@ -123,6 +125,8 @@ def _listen(arguments: argparse.Namespace, source: IO[bytes]) -> int:
                 rate=arguments.rate,
                 model=arguments.model,
                 head=arguments.head,
+                labels=arguments.labels,
+                template=arguments.template,
                 window_s=arguments.window_s,
                 hop_s=arguments.hop_s,
                 top_k=arguments.top_k,

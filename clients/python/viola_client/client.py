@@ -40,6 +40,7 @@ from viola_client.requests import (
     Texts,
     classify_request,
     embed_request,
+    labels_of,
     text_requests,
     wait_s,
 )
@@ -229,6 +230,8 @@ class Client(_Connected[httpx.Client]):
         format: Format = "s16le",
         model: str | None = None,
         head: str | None = None,
+        labels: Texts | None = None,
+        template: str | None = None,
         window_s: float | None = None,
         hop_s: float | None = None,
         top_k: int | None = None,
@@ -244,10 +247,11 @@ class Client(_Connected[httpx.Client]):
         """Pieces of a sound that need have no end -> a LiveWindow for each window, and an Event once it is
         over, while the sound still comes.
 
-        A piece is bytes in the format, or samples (n,) or (n, channels): floats in [-1, 1] or int16. Without
-        window_s the windows are of a second, every half second. A connection that breaks is made again, where
-        the samples are raw, and the times go on by what was sent; what was on its way is lost. on_lag: called
-        with the seconds by which the server has fallen behind. Needs `viola-client[live]`.
+        A piece is bytes in the format, or samples (n,) or (n, channels): floats in [-1, 1] or int16. labels,
+        template: as of `classify`. Without window_s the windows are of a second, every half second. A
+        connection that breaks is made again, where the samples are raw, and the times go on by what was sent;
+        what was on its way is lost. on_lag: called with the seconds by which the server has fallen behind.
+        Needs `viola-client[live]`.
 
         Raises ViolaError, and what iterating over the sounds raises.
         """
@@ -261,6 +265,8 @@ class Client(_Connected[httpx.Client]):
             options={
                 "model": model,
                 "head": head,
+                "labels": None if labels is None else labels_of(labels),
+                "template": template,
                 "window_s": window_s,
                 "hop_s": hop_s,
                 "top_k": top_k,
@@ -295,8 +301,9 @@ class Client(_Connected[httpx.Client]):
         """
         return self._run(teach_steps(head, label, sounds, model=model, fit=fit))
 
-    def heads(self, *, model: str | None = None) -> list[dict[str, Any]]:
-        """What the model was taught, as GET /models/{name}/heads answers."""
+    def heads(self, *, model: str | None = None) -> dict[str, Any]:
+        """What the model was taught, as GET /models/{name}/heads answers: `heads`, and `damaged`, those whose
+        file the server's disk has damaged, each with a sentence."""
         return self._run(heads_steps(model))
 
     def forget(
@@ -505,6 +512,8 @@ class AsyncClient(_Connected[httpx.AsyncClient]):
         format: Format = "s16le",
         model: str | None = None,
         head: str | None = None,
+        labels: Texts | None = None,
+        template: str | None = None,
         window_s: float | None = None,
         hop_s: float | None = None,
         top_k: int | None = None,
@@ -528,6 +537,8 @@ class AsyncClient(_Connected[httpx.AsyncClient]):
             options={
                 "model": model,
                 "head": head,
+                "labels": None if labels is None else labels_of(labels),
+                "template": template,
                 "window_s": window_s,
                 "hop_s": hop_s,
                 "top_k": top_k,
@@ -558,7 +569,7 @@ class AsyncClient(_Connected[httpx.AsyncClient]):
         """As `Client.teach`."""
         return await self._run(teach_steps(head, label, sounds, model=model, fit=fit))
 
-    async def heads(self, *, model: str | None = None) -> list[dict[str, Any]]:
+    async def heads(self, *, model: str | None = None) -> dict[str, Any]:
         """As `Client.heads`."""
         return await self._run(heads_steps(model))
 

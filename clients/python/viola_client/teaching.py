@@ -74,11 +74,10 @@ def one_or_many(sounds: Sound | Iterable[Sound]) -> Iterable[Sound]:
     return [cast("Sound", sounds)] if is_one else cast("Iterable[Sound]", sounds)
 
 
-def heads_steps(model: str | None) -> Steps[list[Answer]]:
+def heads_steps(model: str | None) -> Steps[Answer]:
     """All that a model was taught."""
     route = yield from _route(None, model)
-    answer = yield Request(route, dict)
-    return list(answer["heads"])
+    return (yield Request(route, dict))
 
 
 def forget_steps(head: str, *, label: str | None, example: str | None, model: str | None) -> Steps[list[str]]:

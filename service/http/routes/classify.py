@@ -18,7 +18,6 @@ from service.http.server import server_of
 from service.inference.embedder import EmbeddedClip, EmbedOptions
 from service.inference.heads import Head
 from service.inference.model import Model
-from service.inference.zero_shot import ZeroShot
 
 router = APIRouter()
 HeadOf = Callable[[Model], Head]
@@ -73,12 +72,10 @@ async def classify_batch(request: Request) -> Response:
 
 def _clip_request(request: Request, parameters: ClassifyParameters) -> tuple[ClipRequest, HeadOf]:
     """What is asked for, and the head that scores it: one of the model's, or one of labels."""
-    labels, zero_shot, tag_numbers = parameters.labels, None, 0.0
-    head_of: HeadOf = chosen_once(lambda model: model.head(parameters.head))
-    if labels is not None:
-        server = server_of(request)
-        head_of = zero_shot = ZeroShot(server.texts, server.text_of, labels, parameters.template)
-        longest = sorted(map(len, labels), reverse=True)[: parameters.top_k]
+    zero_shot, tag_numbers = server_of(request).zero_shot(parameters.labels, parameters.template), 0.0
+    head_of: HeadOf = zero_shot or chosen_once(lambda model: model.head(parameters.head))
+    if parameters.labels is not None:
+        longest = sorted(map(len, parameters.labels), reverse=True)[: parameters.top_k]
         tag_numbers = sum(TAG_CHARACTERS + length for length in longest) / NUMBER_CHARACTERS
     options = EmbedOptions(
         window_s=parameters.window_s,

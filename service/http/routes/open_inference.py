@@ -126,9 +126,10 @@ async def infer(request: Request, name: str) -> Response:
     server.loaded_model(request, name)  # one that is not known is refused before the body is read
     wanted, uploads = await open_inference.read_infer(request, server.budget, server.models.cards[name])
     request.scope[RECORD].timings = timings = Timings(read=time.perf_counter() - started)
+    zero_shot = server.zero_shot(wanted.parameters.labels, wanted.parameters.template)
 
     async def embed(model: Model, uploads: Sequence[Upload], timings: Timings) -> Build:
-        heads = wanted.heads_of(model)
+        heads = wanted.heads_of(model, zero_shot(model) if zero_shot else None)
         options = EmbedOptions(
             head_of=(lambda _: heads) if heads else None,
             normalize=wanted.parameters.normalize,
@@ -150,7 +151,7 @@ async def infer(request: Request, name: str) -> Response:
 
     return await answer_uploads(
         request,
-        ClipRequest(name, EmbedOptions()),
+        ClipRequest(name, EmbedOptions(), zero_shot),
         uploads,
         embed,
         timings=timings,

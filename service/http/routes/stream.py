@@ -29,7 +29,14 @@ from service.http.parameters import StreamParameters, query_of, read
 from service.http.protocol import UNREAD
 from service.http.responses import json_bytes
 from service.http.server import server_of
-from service.http.stream_session import Message, StreamSession, UnreadError, error_message, form_of
+from service.http.stream_session import (
+    Message,
+    StreamSession,
+    UnreadError,
+    error_message,
+    form_of,
+    stream_head,
+)
 from service.http.upload import media_type_of
 
 router = APIRouter()
@@ -54,7 +61,8 @@ async def stream(request: Request) -> Response:
     form = form_of(parameters, *media_type_of(request))
     server = server_of(request)
     model = server.loaded_model(request, parameters.model) or await server.model(request, parameters.model)
-    return _Lines(StreamSession(server, model, parameters, form, request.scope))
+    head = await stream_head(server, model, parameters)
+    return _Lines(StreamSession(server, model, head, parameters, form, request.scope))
 
 
 class _Lines(Response):
@@ -173,7 +181,8 @@ async def stream_socket(websocket: WebSocket) -> None:
             form = form_of(parameters)
             model = server.loaded_model(websocket, parameters.model)
             model = model or await server.model(websocket, parameters.model)
-            session = StreamSession(server, model, parameters, form, websocket.scope)
+            head = await stream_head(server, model, parameters)
+            session = StreamSession(server, model, head, parameters, form, websocket.scope)
             reason = await session.run(receive, send_and_note)
         except (ClientDisconnect, UnreadError, WebSocketDisconnect):
             raise

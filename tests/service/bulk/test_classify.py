@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import pyarrow.parquet
 import pytest
 from starlette.testclient import TestClient
@@ -22,7 +24,10 @@ from service.bulk import classify as classify_command
 from service.bulk.classify import CLASSIFY
 from service.bulk.tags import read_tags
 from service.http.app import create_app
+from service.inference.model import Model
 from service.settings import Settings
+from tests.service.conftest import write_toy
+from tests.service.text_towers import write_text_toy
 
 ROOT = Path(__file__).parents[3]
 SUFFIXES = [".csv", ".jsonl", ".parquet"]
@@ -352,3 +357,126 @@ def test_a_damaged_table_is_said(
         assert run(sounds, "--out", out, models_dir=models_dir) == 1
         assert f"{out} is not a table of tags" in capsys.readouterr().err
         assert out.read_bytes() == content
+
+
+@pytest.fixture(scope="module")
+def words_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`toy` without a text tower and `words` with one."""
+    folder = tmp_path_factory.mktemp("words")
+    write_toy(folder / "toy")
+    write_text_toy(folder / "words", name="words")
+    return folder
+
+
+LABELS = ["--labels", "doorbell, dog barks,rain"]
+
+
+@pytest.mark.parametrize("template", [[], ["--template", "the {}"]])
+def test_labels_in_words_have_the_scores_of_classify_here_and_from_a_server(
+    template: list[str], sounds: Path, words_dir: Path, serve: Callable[..., AbstractContextManager[str]]
+) -> None:
+    out = sounds.parent / "here.jsonl", sounds.parent / "there.jsonl"
+    arguments = [str(sounds), *LABELS, *template, "--model", "words"]
+    here = ["--models-dir", str(words_dir), "--device", "cpu"]
+    assert CLASSIFY.main([*arguments, "--out", str(out[0]), *here]) == 0
+    with serve(models_dir=words_dir) as url:
+        assert CLASSIFY.main([*arguments, "--out", str(out[1]), "--url", url]) == 0
+        query = {"model": "words", "labels": LABELS[1]} | ({"template": template[1]} if template else {})
+        answers = {
+            name: httpx.post(f"{url}/classify", params=query, content=(sounds / name).read_bytes()).json()
+            for name in NAMES
+        }
+    mine, theirs = map(lines_of, out)
+    assert list(mine) == list(theirs) == NAMES
+    for name in NAMES:
+        for line in (mine[name], theirs[name]):
+            assert line["head"] == "zero-shot"
+            assert_same_tags(line["tags"], answers[name]["tags"])
+    made_by = [lines[LONG]["made_by"].split(", ")[-4] for lines in (mine, theirs)]
+    assert made_by[0] == made_by[1]
+    assert made_by[0].startswith("head zero-shot (")
+
+
+def test_tags_of_other_labels_or_another_template_are_not_mixed_in(
+    sounds: Path, words_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(sounds / NAMES[1]), "--out", str(sounds.parent / "tags.csv"), "--model", "words"]
+    arguments += ["--models-dir", str(words_dir), "--device", "cpu"]
+    assert CLASSIFY.main([*arguments, *LABELS]) == 0
+    for other in (["--labels", "doorbell,rain"], [*LABELS, "--template", "a {}"], []):
+        assert CLASSIFY.main([*arguments, *other]) == 1
+        assert "holds tags of words 1 (float32, " in capsys.readouterr().err
+    assert CLASSIFY.main([*arguments, *LABELS]) == 0
+
+
+def test_a_cluster_compares_the_same_labels(sounds: Path, words_dir: Path) -> None:
+    """What travels to its machines is the head, not the words: they need no tokenizer."""
+    model = Model.load(words_dir / "words", device="cpu")
+    arguments = classify_command.argparse.Namespace(
+        head=None, labels=("dog", "rain"), template=None, top_k=5, threshold=0.0
+    )
+    _, work = CLASSIFY.here(arguments, model)
+    paths = [sounds / NAMES[1]]
+    (expected,) = work(model, paths, workers=1)
+    model.text = None
+    (found,) = pickle.loads(pickle.dumps(work))(model, paths, workers=1)
+    assert found.tags == expected.tags
+    assert {tag.label for tag in found.tags.best} == {"dog", "rain"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--template", "a {}"], "template means nothing without labels; give both or none"),
+        ([*LABELS, "--head", "pets"], "head is a head's, and labels stand in place of one"),
+        (LABELS, "the model `toy` has no text tower, so that words are nowhere among its sounds"),
+    ],
+)
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_labels_that_cannot_be_meant_are_refused_with_the_words_of_classify(
+    arguments: list[str],
+    sentence: str,
+    is_remote: bool,
+    sounds: Path,
+    words_dir: Path,
+    live_url: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    where = ["--url", live_url] if is_remote else []
+    asked = [str(sounds), "--out", str(sounds.parent / "tags.csv"), *arguments, *where]
+    assert run(*asked, models_dir=words_dir) == 1
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "text.wav" not in said  # no file was looked at
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--labels", "dog"], "there are 2 to 256 labels, not 1"),
+        (["--labels", "dog,dog"], "the label `dog` is given more than once"),
+        (["--labels", "[dog"], "begins with [ and is no list in JSON"),
+        ([*LABELS, "--template", "a"], "the template holds {} 0 times"),
+        ([*LABELS, "--template", "x" * 501], "at most 500"),
+    ],
+)
+def test_wrong_labels_are_exit_code_2_and_say_what_classify_says(
+    arguments: list[str], sentence: str, sounds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        CLASSIFY.main([str(sounds), "--out", "out.csv", *arguments])
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_labels_that_no_address_holds_are_refused_before_the_first_file(
+    sounds: Path, words_dir: Path, serve: Callable[..., AbstractContextManager[str]], capsys: Any
+) -> None:
+    labels = ",".join(f"{i} " + "é" * 45 for i in range(200))
+    with serve(models_dir=words_dir) as url:
+        out = str(sounds.parent / "tags.csv")
+        assert (
+            CLASSIFY.main([str(sounds), "--labels", labels, "--model", "words", "--url", url, "--out", out])
+            == 1
+        )
+    assert "bytes of a request's address, and 32000 is the most" in capsys.readouterr().err

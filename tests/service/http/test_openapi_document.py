@@ -23,19 +23,12 @@ from service.http.app import create_app
 from service.http.json_body import MAX_JSON_BYTES, TEXT_BYTES
 from service.http.openai_api import EmbeddingsParameters
 from service.http.openapi_document import ERROR_EXAMPLES
-from service.http.parameters import (
-    MAX_LABEL_BYTES,
-    MAX_LABELS,
-    MAX_TEMPLATE_BYTES,
-    ClassifyParameters,
-    EmbedParameters,
-    TextParameters,
-    properties,
-)
+from service.http.parameters import ClassifyParameters, EmbedParameters, TextParameters, properties
 from service.http.protocol import MAX_HEAD_BYTES, Limits
 from service.http.request_body import MIN_BYTES_PER_S
 from service.http.text_request import MAX_TEXT_BYTES, MAX_TEXTS
 from service.http.upload import MAX_FILES
+from service.inference.labels import MAX_LABEL_BYTES, MAX_LABELS, MAX_TEMPLATE
 from service.settings import Settings
 from service.sound.audio import MAX_VALUES_PER_S
 from service.sound.formats import CODECS, CONTAINERS
@@ -113,7 +106,7 @@ def test_the_page_tells_the_limits_of_the_code() -> None:
     assert f"{TEXT_BYTES // 1_000_000} million bytes" in PAGE
     assert f"2 to {MAX_LABELS} labels" in PAGE
     assert f"{MAX_LABEL_BYTES} bytes" in PAGE
-    assert f"{MAX_TEMPLATE_BYTES} characters" in PAGE
+    assert f"{MAX_TEMPLATE} characters" in PAGE
     assert f"`VIOLA_HEAD_TIMEOUT_S` ({Limits.head_s:.0f} seconds) or {MAX_HEAD_BYTES // 1024} kB" in PAGE
     assert f"{Limits.linger_bytes // 1_000_000} MB and {Limits.linger_s:.0f} seconds" in PAGE
 

@@ -72,7 +72,7 @@ def test_without_the_package_the_folder_is_served_and_the_log_tells_that_texts_a
     with caplog.at_level(logging.WARNING):
         model = Model.load(folder, device="cpu")
     assert model.text is None
-    assert "the text tower of toy is off: the server lacks the package" in caplog.text
+    assert "the text tower of toy is off: the package `tokenizers` is missing" in caplog.text
 
 
 def test_a_folder_without_a_text_tower_has_none(toy_model: Model) -> None:

@@ -103,7 +103,7 @@ def test_without_the_package_the_answer_tells_what_is_missing(
     monkeypatch.setattr(text, "PACKAGE", "a_package_that_is_not_there")
     with serving(words_dir, model="clap") as (client, _):
         sentence = check_error(client.post(URL, json={"input": "dog"}), 422, "no_text")
-        assert "the text tower of `clap` is off: the server lacks the package `tokenizers`" in sentence
+        assert "the text tower of `clap` is off: the package `tokenizers` is missing" in sentence
         assert client.get("/models/clap").json()["text"] is False
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import uvicorn
 from numpy.typing import NDArray
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from service.http.app import create_app
@@ -706,3 +706,10 @@ def test_a_new_version_of_the_model_ends_no_stream(make_toy: Callable[..., Path]
         said, code = all_of(line)
         assert [each["start_s"] for each in of_type(said, "tags")] == [1.0, 2.0]
         assert (said[-1]["type"], code) == ("end", 1000)
+
+
+def test_a_request_for_a_socket_with_too_many_headers_is_answered(client: httpx.Client) -> None:
+    headers = {f"X-{i}": "1" for i in range(200)}
+    with pytest.raises(InvalidStatus) as refused, connect(url(client, **PCM), additional_headers=headers):
+        pass
+    assert refused.value.response.status_code == 431

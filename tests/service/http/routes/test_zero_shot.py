@@ -1,8 +1,9 @@
-"""/classify with labels in words: scores against NumPy, long clips, timelines, and what cannot be meant."""
+"""Labels in words at every door: scores against NumPy, long clips, timelines, streams, what is refused."""
 
+import base64
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,23 @@ import httpx
 import hypothesis
 import numpy as np
 import pytest
+import tritonclient.http as triton
 from hypothesis import strategies as st
+from websockets.sync.client import connect
 
-from service.http.parameters import MAX_LABEL_BYTES, MAX_LABELS
+from service.inference.labels import MAX_LABEL_BYTES, MAX_LABELS
 from tests.service.conftest import write_toy
 from tests.service.http.live import RAW, check_error, noise, serving, wav
 from tests.service.text_towers import TOWER, vector_of, write_text_toy
 
 LABELS = ["doorbell", "dog barks", "rain"]
+PCM = {"rate": 16_000}
+
+
+def infer(sound: bytes, outputs: Sequence[str] = (), **parameters: Any) -> dict[str, Any]:
+    """A request of the Open Inference Protocol with one sound."""
+    audio = {"name": "audio", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(sound).decode()]}
+    return {"inputs": [audio], "outputs": [{"name": name} for name in outputs], "parameters": parameters}
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +84,6 @@ def test_a_template_of_ones_own(words: httpx.Client, yes: bytes) -> None:
 def test_labels_come_in_the_query_or_in_json_with_commas_or_as_a_list(
     words: httpx.Client, yes: bytes
 ) -> None:
-    import base64
-
     sound = base64.b64encode(yes).decode()
     in_query = tags(words.post("/classify", params={"labels": " dog , cat "}, content=yes))
     as_list = tags(words.post("/classify", params={"labels": '["dog", "cat"]'}, content=yes))
@@ -138,6 +146,82 @@ def test_timelines_segments_and_batches_are_those_of_heads(words: httpx.Client, 
     assert batch[1]["error"] == "audio_unreadable"
 
 
+def test_a_stream_says_what_classify_says(words: httpx.Client) -> None:
+    sound = wav(noise(3), subtype="PCM_16")
+    params: dict[str, Any] = {"labels": ",".join(LABELS), "window_s": 1, "hop_s": 0.5, "begin": 0.3}
+    params |= {"template": "the {}", "shortest_s": 0, "gap_s": 0}
+    uploaded = words.post("/classify", params=params | {"segments": True}, content=sound, headers=RAW).json()
+    samples = sound[44:]
+    posted = words.post("/stream", params=params | PCM, content=samples)
+    by_request = [json.loads(line) for line in posted.text.splitlines()]
+    base = str(words.base_url.copy_with(scheme="ws", path="/stream"))
+    with connect(f"{base}?{httpx.QueryParams(params | PCM)}") as line:
+        for start in range(0, len(samples), 5_001):
+            line.send(samples[start : start + 5_001])
+        line.send('{"type": "end"}')
+        by_socket = [json.loads(message) for message in line]
+    for messages in (by_request, by_socket):
+        assert messages[0]["head"] == "zero-shot"
+        windows = [message for message in messages if message["type"] == "tags"]
+        assert len(windows) == len(uploaded["timeline"]) == 5
+        for window, span in zip(windows, uploaded["timeline"], strict=True):
+            assert "known" not in window
+            live = {tag["label"]: tag["score"] for tag in window["tags"]}
+            assert live == pytest.approx({tag["label"]: tag["score"] for tag in span["tags"]}, abs=1e-4)
+        events = {(each["label"], each["start_s"], each["end_s"]) for each in messages if "score" in each}
+        assert events == {(each["label"], each["start_s"], each["end_s"]) for each in uploaded["segments"]}
+        assert events
+
+
+def test_a_socket_takes_as_many_labels_as_a_request(words: httpx.Client) -> None:
+    labels = ",".join(f"{i} " + "dog" * 30 for i in range(MAX_LABELS))
+    base = str(words.base_url.copy_with(scheme="ws", path="/stream"))
+    with connect(f"{base}?{httpx.QueryParams({'labels': labels} | PCM)}") as line:
+        assert json.loads(line.recv(timeout=20))["head"] == "zero-shot"
+
+
+def test_the_open_inference_protocol_has_a_head_of_labels(words: httpx.Client, yes: bytes) -> None:
+    """By Triton's own client, which sends a parameter as text."""
+    asked = {"labels": ",".join(LABELS), "template": "the {}"}
+    classified = tags(words.post("/classify", params=asked, content=yes))
+    audio = triton.InferInput("audio", [2], "BYTES")
+    audio.set_data_from_numpy(np.array([yes, yes], dtype=object))
+    outputs = [
+        triton.InferRequestedOutput("zero-shot.scores", class_count=1),
+        triton.InferRequestedOutput("zero-shot.labels"),
+        triton.InferRequestedOutput("pets.scores"),
+    ]
+    with triton.InferenceServerClient(words.base_url.netloc.decode()) as client:
+        answer = client.infer("clap", [audio], outputs=outputs, parameters=asked)
+        every = client.infer("clap", [audio], parameters=asked)
+    assert [label.decode() for label in answer.as_numpy("zero-shot.labels")] == LABELS
+    best = next(iter(classified))
+    for row in answer.as_numpy("zero-shot.scores"):
+        score, place, label = row[0].decode().split(":")
+        assert (int(place), label) == (LABELS.index(best), best)
+        assert float(score) == pytest.approx(classified[best], abs=1e-5)
+    assert answer.as_numpy("pets.scores").shape == (2, 3)
+    scores = dict(zip(LABELS, every.as_numpy("zero-shot.scores")[1].tolist(), strict=True))
+    assert scores == pytest.approx(classified, abs=1e-5)
+    assert {each["name"] for each in every.get_response()["outputs"]} >= {"embedding", "pets.scores"}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "parameters", "sentence"),
+    [
+        (["zero-shot.scores"], {}, "the outputs of zero-shot need labels"),
+        (["pets.scores"], {"labels": "dog,cat"}, "labels mean nothing without the output zero-shot.scores"),
+        ([], {"labels": ["dog", 1]}, "as a list of strings"),
+    ],
+)
+def test_outputs_and_labels_of_the_open_inference_protocol_go_together(
+    outputs: list[str], parameters: dict[str, Any], sentence: str, words: httpx.Client, yes: bytes
+) -> None:
+    answer = words.post("/v2/models/clap/infer", json=infer(yes, outputs, **parameters))
+    assert (answer.status_code, answer.json()["code"]) == (422, "bad_request")
+    assert sentence in answer.json()["error"]
+
+
 def test_labels_are_embedded_once(live: tuple[httpx.Client, Any], yes: bytes) -> None:
     words, state = live
     encoder = state.models.loaded["clap"].text
@@ -155,35 +239,67 @@ def test_labels_are_embedded_once(live: tuple[httpx.Client, Any], yes: bytes) ->
         del encoder.embed
 
 
-@pytest.mark.parametrize(
-    ("params", "status", "code", "sentence"),
-    [
-        ({"labels": "dog"}, 422, "bad_request", "there are 2 to 256 labels, not 1"),
-        ({"labels": "dog,,cat"}, 422, "bad_request", "is empty; take out the comma"),
-        ({"labels": "dog,dog"}, 422, "bad_request", "`dog` is given more than once"),
-        ({"labels": "dog,c\0at"}, 422, "bad_request", "holds a control character"),
-        ({"labels": "[1,2]"}, 422, "bad_request", "as a list of strings"),
-        ({"labels": "[dog"}, 422, "bad_request", "no list in JSON"),
-        ({"labels": "dog," + "é" * (MAX_LABEL_BYTES // 2 + 1)}, 422, "bad_request", "more than 100 bytes"),
-        ({"labels": ",".join(map(str, range(MAX_LABELS + 1)))}, 422, "bad_request", "not 257"),
-        ({"labels": "dog," + "a " * 20}, 413, "text_too_long", "in its template has"),
-        ({"labels": "dog,cat", "head": "pets"}, 422, "bad_request", "head is a head's, and labels stand"),
-        ({"labels": "dog,cat", "min_known": 0.1}, 422, "bad_request", "min_known is a head's"),
-        ({"labels": "dog,cat", "template": "x"}, 422, "bad_request", "holds {} 0 times"),
-        ({"labels": "dog,cat", "template": "{}{}"}, 422, "bad_request", "holds {} 2 times"),
-        ({"labels": "dog,cat", "template": "x" * 501 + "{}"}, 422, "bad_request", "at most 500"),
-        ({"template": "a {}"}, 422, "bad_request", "template means nothing without labels"),
-        ({"labels": "dog,cat", "model": "toy"}, 422, "no_text", "the model `toy` has no text tower"),
-    ],
-)
+HEADS = {"head", "min_known"}
+REFUSED: list[tuple[dict[str, Any], int, str, str]] = [
+    ({"labels": "dog"}, 422, "bad_request", "there are 2 to 256 labels, not 1"),
+    ({"labels": "dog,,cat"}, 422, "bad_request", "is empty; take out the comma"),
+    ({"labels": "dog,dog"}, 422, "bad_request", "`dog` is given more than once"),
+    ({"labels": "dog,c\0at"}, 422, "bad_request", "holds a control character"),
+    ({"labels": "[1,2]"}, 422, "bad_request", "as a list of strings"),
+    ({"labels": "[dog"}, 422, "bad_request", "no list in JSON"),
+    ({"labels": "dog," + "é" * (MAX_LABEL_BYTES // 2 + 1)}, 422, "bad_request", "more than 100 bytes"),
+    ({"labels": ",".join(map(str, range(MAX_LABELS + 1)))}, 422, "bad_request", "not 257"),
+    ({"labels": "dog," + "a " * 20}, 413, "text_too_long", "in its template has"),
+    ({"labels": "dog,cat", "head": "pets"}, 422, "bad_request", "head is a head's, and labels stand"),
+    ({"labels": "dog,cat", "min_known": 0.1}, 422, "bad_request", "min_known is a head's"),
+    ({"labels": "dog,cat", "template": "x"}, 422, "bad_request", "holds {} 0 times"),
+    ({"labels": "dog,cat", "template": "{}{}"}, 422, "bad_request", "holds {} 2 times"),
+    ({"labels": "dog,cat", "template": "x" * 501 + "{}"}, 422, "bad_request", "at most 500"),
+    ({"template": "a {}"}, 422, "bad_request", "template means nothing without labels"),
+    (
+        {"labels": "dog,cat", "model": "toy"},
+        422,
+        "no_text",
+        "the model `toy` has no text tower, so that words are nowhere among its sounds; `clap` has one",
+    ),
+]
+
+
+@pytest.mark.parametrize(("params", "status", "code", "sentence"), REFUSED)
 def test_what_cannot_be_meant_is_refused(
     params: dict[str, Any], status: int, code: str, sentence: str, words: httpx.Client, yes: bytes
 ) -> None:
-    for route in ("/classify", "/classify/batch"):
-        content: dict[str, Any] = {"content": yes, "headers": RAW}
-        if route.endswith("batch"):
-            content = {"files": {"file": yes}}
+    raw: dict[str, Any] = {"content": yes, "headers": RAW}
+    for route, content in (("/classify", raw), ("/classify/batch", {"files": {"file": yes}})):
         assert sentence in check_error(words.post(route, params=params, **content), status, code)
+
+
+@pytest.mark.parametrize(("params", "status", "code", "sentence"), REFUSED)
+def test_a_stream_refuses_the_same_with_the_same_words(
+    params: dict[str, Any], status: int, code: str, sentence: str, words: httpx.Client
+) -> None:
+    refused = words.post("/stream", params=params | PCM, content=b"")
+    assert sentence in check_error(refused, status, code)
+    base = str(words.base_url.copy_with(scheme="ws", path="/stream"))
+    with connect(f"{base}?{httpx.QueryParams(params | PCM)}") as line:
+        message = json.loads(line.recv(timeout=20))
+    assert (message["type"], message["error"]) == ("error", code)
+    assert sentence in message["detail"]
+    assert line.close_code == 1008
+
+
+@pytest.mark.parametrize(
+    ("params", "status", "code", "sentence"), [each for each in REFUSED if not HEADS & each[0].keys()]
+)
+def test_the_open_inference_protocol_refuses_the_same_with_the_same_words(
+    params: dict[str, Any], status: int, code: str, sentence: str, words: httpx.Client, yes: bytes
+) -> None:
+    asked = dict(params)
+    model = asked.pop("model", "clap")
+    answer = words.post(f"/v2/models/{model}/infer", json=infer(yes, **asked))
+    assert answer.status_code == status, answer.text
+    assert answer.json()["code"] == code
+    assert sentence in answer.json()["error"]
 
 
 def test_an_answer_that_would_be_too_long_is_refused(words: httpx.Client) -> None:
