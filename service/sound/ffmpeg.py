@@ -53,6 +53,7 @@ class FFmpegDecoder:
             context.options = {"err_detect": "crccheck+explode"}
         elif context.codec.name == "vorbis" and n_samples:
             self._n_samples, context.options = n_samples, {"flags2": "skip_manual"}
+        self._frame_bytes = pcm_bytes(context.codec.name) * context.channels
         self.promised_s = _promised_s(self._container.format.name, self._stream, part.head)
         self.header_s = self.promised_s
         # Of other containers FFmpeg has an estimate, by the bits per second of their first frames.
@@ -87,7 +88,7 @@ class FFmpegDecoder:
         try:
             for packet in self._container.demux(self._stream):
                 try:
-                    frames = packet.decode()
+                    frames = self._decoded(packet)
                 except av.FFmpegError:
                     account.failed(packet)
                 else:
@@ -97,6 +98,17 @@ class FFmpegDecoder:
             if not account.has_read_all_pages():
                 raise broken(error) from error
         account.close(self.promised_s)
+
+
+    def _decoded(self, packet: Any) -> list[av.AudioFrame]:
+        """FFmpeg refuses a packet of PCM that ends within a frame, as does the last one of a W64 whose samples
+        are followed by bytes that fill it up to a multiple of 8."""
+        n_too_many = packet.size % self._frame_bytes if self._frame_bytes else 0
+        if n_too_many == 0:
+            frames: list[av.AudioFrame] = packet.decode()
+            return frames
+        whole = bytes(packet)[:-n_too_many]
+        return self._stream.codec_context.decode(av.Packet(whole)) if whole else []
 
 
 class _Account:
@@ -192,6 +204,14 @@ class _Account:
             raise AudioUnreadable(
                 f"the file is damaged: {self._damaged_s:.2f} s or more of it cannot be decoded; {SEND_WHOLE}"
             )
+
+
+def pcm_bytes(codec: str) -> int:
+    """Of a sample, as the file has it; 0 of what is no PCM."""
+    if not codec.startswith("pcm_"):
+        return 0
+    bits = re.search(r"\d+", codec)
+    return int(bits[0]) // 8 if bits else 1  # pcm_alaw, pcm_mulaw
 
 
 def _sound_of(container: Any) -> Any:

@@ -264,6 +264,15 @@ def test_what_stands_between_the_frames_of_an_mp3_is_passed_over() -> None:
         assert decode(mp3 + foreign + mp3, sample_rate=16_000).duration_s == pytest.approx(4.2, abs=0.2)
 
 
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_s24le", "pcm_f32le", "pcm_alaw"])
+@pytest.mark.parametrize("layout", ["mono", "3.0", "5.0", "7.0"])
+def test_a_w64_is_read_to_its_last_sample_whatever_fills_its_last_bytes(layout: str, codec: str) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 16_001).astype(np.float32)
+    samples = decode(encoded("w64", codec, noise, 16_000, layout=layout), sample_rate=16_000).samples
+    assert len(noise) <= len(samples) < len(noise) + 8
+    np.testing.assert_allclose(samples[: len(noise)], noise, atol=0.02 if codec == "pcm_alaw" else 1e-4)
+
+
 def test_ffmpeg_allocates_no_more_than_it_may() -> None:
     assert IS_FFMPEG_BOUNDED, "PyAV's wheels for Linux hold FFmpeg's libraries"
     with pytest.raises(MemoryError):
