@@ -99,10 +99,9 @@ class FFmpegDecoder:
                 raise broken(error) from error
         account.close(self.promised_s)
 
-
     def _decoded(self, packet: Any) -> list[av.AudioFrame]:
-        """FFmpeg refuses a packet of PCM that ends within a frame, as does the last one of a W64 whose samples
-        are followed by bytes that fill it up to a multiple of 8."""
+        """FFmpeg refuses a packet of PCM that ends within a frame, as the last one of a W64 does where bytes
+        are added up to a multiple of 8."""
         n_too_many = packet.size % self._frame_bytes if self._frame_bytes else 0
         if n_too_many == 0:
             frames: list[av.AudioFrame] = packet.decode()
