@@ -1,6 +1,6 @@
 """A model folder with the head `audioset` and the folder of real audio in, docs/how_good_are_the_tags.md out.
 
-    python -m benchmarks.tag_page --data FOLDER [--model models/byola] [--teacher MODEL]
+    python -m benchmarks.tag_page --data FOLDER [--model models/byola] [--beside MODEL] [--teacher MODEL]
 
 Fifty clips that no shipped weights have heard are drawn, the same every time, and classified as /classify
 does. A clip is right where one of its first three tags is a name of its label (tag_labels.toml). What `known`
@@ -12,7 +12,7 @@ import csv
 import random
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -81,15 +81,21 @@ def main() -> None:
     if arguments.teacher:
         teacher = Model.load(arguments.teacher, device="cpu", precision="float32")
         taught = tags_of(teacher, [clip.path for clip in clips])
+    beside = {}
+    if arguments.beside:
+        other = Model.load(arguments.beside, device="cpu")
+        name = f"`{other.card.name}` {other.card.version}"
+        beside[name] = tags_of(other, [clip.path for clip in clips])
     known = known_rows(model, arguments.data, rows)
-    arguments.out.write_text(page(model, clips, said, taught, known), encoding="utf-8")
-    say(f"{arguments.out}: {sum(map(Clip.is_said, clips, said))} of {len(clips)} clips are right")
+    arguments.out.write_text(page(model, clips, said, taught, known, beside), encoding="utf-8")
+    say(f"{arguments.out}: {count(clips, said)} of {len(clips)} clips are right")
 
 
 def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tag_page", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the folder of real audio with manifest.csv")
     parser.add_argument("--model", type=Path, default=Path("models/byola"), help="(default: %(default)s)")
+    parser.add_argument("--beside", type=Path, help="a model folder with this head: how many it has right")
     parser.add_argument("--teacher", type=Path, help="a model folder with the same head: what it says")
     parser.add_argument("--out", type=Path, default=PAGE)
     return parser.parse_args(argv)
@@ -198,7 +204,10 @@ def page(
     said: Sequence[Sequence[Tag]],
     taught: Sequence[Sequence[Tag]] | None,
     known: list[list[str]],
+    beside: Mapping[str, Sequence[Sequence[Tag]]] | None = None,
 ) -> str:
+    """taught: what the teacher says of the clips; beside: what others say, by name."""
+    others = {**(beside or {}), **({"the teacher": taught} if taught else {})}
     right = [clip.is_said(tags) for clip, tags in zip(clips, said, strict=True)]
     sure = sum(clip.is_said(tags, SURE) for clip, tags in zip(clips, said, strict=True))
     lines = [
@@ -214,7 +223,8 @@ def page(
         "count.",
         "",
         f"**{sum(right)} of {len(clips)} are right**, {sure} of them with a score of at least {SURE}"
-        f"{teachers_share(clips, taught)}.",
+        + "".join(f"; of {name}, by the same rule, {count(clips, tags)}" for name, tags in others.items())
+        + ".",
         "",
         f"*{datetime.now(UTC).date().isoformat()}; commit {commit()}; `{command_line()}`*",
         "",
@@ -232,11 +242,9 @@ def page(
     return "\n".join([*lines, "", *known_section(known), ""])
 
 
-def teachers_share(clips: Sequence[Clip], taught: Sequence[Sequence[Tag]] | None) -> str:
-    if taught is None:
-        return ""
-    right = sum(clip.is_said(tags) for clip, tags in zip(clips, taught, strict=True))
-    return f"; of the teacher, by the same rule, {right}"
+def count(clips: Sequence[Clip], said: Sequence[Sequence[Tag]]) -> int:
+    """How many are right."""
+    return sum(map(Clip.is_said, clips, said))
 
 
 def command_line() -> str:

@@ -78,4 +78,6 @@ def test_the_page_says_how_many_are_right(tmp_path: Path) -> None:
     assert "| esc50 | 100 | 0.99 | 0.99 | 0.99 | 0.99 |" in text
     head, dashes, *rows = [line for line in text.splitlines() if line.startswith("|")][:4]
     assert {line.count("|") for line in (head, dashes, *rows)} == {6}
+    text = page(model, clips, said, taught, [], {"`small` 1.0.0": said})
+    assert "; of `small` 1.0.0, by the same rule, 1; of the teacher, by the same rule, 2." in text
     assert "can tell" in page(model, clips, said, None, [])
