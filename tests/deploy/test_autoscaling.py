@@ -66,7 +66,7 @@ def flood(port: int) -> Iterator[list[int]]:
                 if statuses[-1] == 503:
                     time.sleep(0.1)  # at once again, the refused took the cores from those that are admitted
 
-    askers = [threading.Thread(target=ask) for _ in range(CLIENTS)]
+    askers = [threading.Thread(target=ask, daemon=True) for _ in range(CLIENTS)]
     for asker in askers:
         asker.start()
     try:

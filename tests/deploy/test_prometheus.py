@@ -67,7 +67,7 @@ def under_load(port: int, client: httpx.Client) -> None:
                 one.post("/stream?rate=16000", content=bytes(96_000))
                 one.post("/models/byola/heads/weather/examples?label=rain&fit=auto", content=sounds[0])
 
-    askers = [threading.Thread(target=ask) for _ in range(2)]
+    askers = [threading.Thread(target=ask, daemon=True) for _ in range(2)]
     for asker in askers:
         asker.start()
     try:

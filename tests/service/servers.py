@@ -129,7 +129,7 @@ def listening(answer: bytes | None) -> Iterator[str]:
                 else:
                     connection.sendall(answer)
 
-        thread = threading.Thread(target=serve)
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield f"127.0.0.1:{server.getsockname()[1]}"
         thread.join()

@@ -21,7 +21,7 @@ class Client(threading.Thread):
     the server ends the connection with an answer it goes to `other_url`, as a load balancer does."""
 
     def __init__(self, url: str, sound: bytes, other_url: str | None = None) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.url = url
         self.answered: list[str] = []
         self.failed: list[str] = []

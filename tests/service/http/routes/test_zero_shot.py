@@ -340,7 +340,7 @@ def test_labels_that_take_too_long_end_at_the_deadline_and_hold_nobody_up(
         headers = {"X-Deadline-S": "0.3"}
         answers.append(words.post("/classify", params=params, content=yes, headers=headers))
 
-    asking = threading.Thread(target=ask)
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     try:
         assert begun.wait(10)
