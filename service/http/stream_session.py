@@ -1,7 +1,7 @@
 """One stream's bytes in, its messages out: what both doors of /stream have in common.
 
-receive ─► bytes ─► LiveSound ─► windows ─► tags, events ─► send
-           while a window is computed nothing is received: a sender that is too fast waits
+door ─► bytes ─► LiveSound ─► windows ─► tags, events ─► send
+        as many as the next window lacks; while it is computed nothing is received: who is too fast waits
 
 {"type": "ready", "model", "head", "window_s", "hop_s"}                 first
 {"type": "tags", "start_s", "end_s", "known"?, "tags", "embedding"?}    for each window

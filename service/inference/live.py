@@ -15,7 +15,8 @@ differs. An upload is cut into the longest windows; here nobody waits for more s
 
 Where a piece ends depends on the card, window_s and hop_s alone, never on how the bytes were cut into
 messages. One piece of a stream is in the queue at a time, and no more bytes are taken until it is done: who
-sends faster than real time waits, and takes turns with everybody else.
+sends faster than real time waits, and takes turns with everybody else. While nobody else has anything to run,
+the decode thread runs a piece itself: from bytes to a window in one turn.
 """
 
 import math
