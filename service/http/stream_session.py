@@ -1,7 +1,7 @@
 """One stream's bytes in, its messages out: what both doors of /stream have in common.
 
-receive ─► bytes ─► LiveSound ─► windows ─► tags, events ─► send
-           while a window is computed nothing is received: a sender that is too fast waits
+door ─► bytes ─► LiveSound ─► windows ─► tags, events ─► send
+        as many as the next window lacks; while it is computed nothing is received: who is too fast waits
 
 {"type": "ready", "model", "head", "window_s", "hop_s"}                 first
 {"type": "tags", "start_s", "end_s", "known"?, "tags", "embedding"?}    for each window
@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from starlette.requests import ClientDisconnect
@@ -117,6 +117,18 @@ def error_message(error: Exception, server: Server, scope: Scope) -> Message:
     return message if retry_after_s is None else message | {"retry_after_s": retry_after_s}
 
 
+class Door(Protocol):
+    """Where a stream's bytes come in."""
+
+    async def receive(self, n_wanted: int) -> bytes | None:
+        """Some bytes; None: the client asks for the end. n_wanted: how many are worth being told of, where
+        the door can gather them. Raises ClientDisconnect where the client has left."""
+
+    def release(self) -> float | None:
+        """What the door has gathered is what the next `receive` gives. The seconds since the last of it came;
+        None: there is nothing."""
+
+
 class StreamSession:
     """A stream whose model is there, and what scores its windows (`stream_head`)."""
 
@@ -147,20 +159,20 @@ class StreamSession:
 
     async def run(
         self,
-        receive: Callable[[], Awaitable[bytes | None]],
+        door: Door,
         send: Callable[[Message], Awaitable[None]],
     ) -> EndReason:
-        """Until the client asks for the end (receive gives None) or one of the limits ends it; the last
+        """Until the client asks for the end or one of the limits ends it; the last
         message is sent, and the reason returned. Raises Overloaded, before anything is sent, where there is
         no room.
 
-        receive raises ClientDisconnect where the client has left, send UnreadError where it does not read.
+        send raises ClientDisconnect where the client has left, UnreadError where it does not read.
         """
         cost_per_s = live_cost_per_s(self._model, hop_s=self._hop_s)
         with self._server.streams.admitted(cost_per_s, self._end_soon):
             reason: EndReason = "client_left"
             try:
-                reason = await self._listen(receive, partial(self._send, send))
+                reason = await self._listen(door, partial(self._send, send))
             except ClientDisconnect:
                 pass
             except UnreadError:
@@ -171,7 +183,7 @@ class StreamSession:
 
     async def _listen(
         self,
-        receive: Callable[[], Awaitable[bytes | None]],
+        door: Door,
         send: Callable[[Message], Awaitable[None]],
     ) -> EndReason:
         card = self._model.card
@@ -196,7 +208,7 @@ class StreamSession:
 
         try:
             await send(self._ready())
-            reason = await self._take_all(receive, live, deliver)
+            reason = await self._take_all(door, live, deliver)
             if reason != "going_away":  # then what is complete has been sent
                 await live.close(deliver)
             for message in teller.close():
@@ -223,23 +235,22 @@ class StreamSession:
             self._count_seconds(live.duration_s)
 
     async def _take_all(
-        self,
-        receive: Callable[[], Awaitable[bytes | None]],
-        live: LiveSound,
-        deliver: Callable[[LiveWindow], Awaitable[None]],
+        self, door: Door, live: LiveSound, deliver: Callable[[LiveWindow], Awaitable[None]]
     ) -> EndReason:
         gathered = bytearray()
+        n_wanted = self._bytes_wanted(live)
         while not self._is_going_away:
             try:
-                data = await self._next(receive)
+                data = await self._next(door, n_wanted - len(gathered))
             except TimeoutError:
                 break
             if data is not None:
                 gathered += data
-                if len(gathered) < self._bytes_wanted(live):
+                if len(gathered) < n_wanted:
                     continue
             await live.push(bytes(gathered), deliver)
             gathered.clear()
+            n_wanted = self._bytes_wanted(live)
             self._count_seconds(live.duration_s)
             if data is None:
                 return "end"
@@ -253,13 +264,19 @@ class StreamSession:
         frames = max(STEP_S, live.missing_s) * self._form.rate_hz
         return min(int(frames) * self._form.bytes_per_frame, MAX_GATHERED_BYTES)
 
-    async def _next(self, receive: Callable[[], Awaitable[bytes | None]]) -> bytes | None:
+    async def _next(self, door: Door, n_wanted: int) -> bytes | None:
         """Raises TimeoutError when the line is silent for too long, or the server goes away."""
         idle_s = self._server.settings.stream_idle_s
         began = time.monotonic()
+        silent_s: float | None = None
         try:
             async with asyncio.timeout(max(0.0, idle_s - self._starved_s)) as self._timer:
-                data = await receive()
+                data = await door.receive(n_wanted)
+        except TimeoutError:
+            silent_s = door.release()
+            if silent_s is None:
+                raise
+            data = await door.receive(0)
         finally:
             self._timer = None
         now = time.monotonic()
@@ -267,7 +284,7 @@ class StreamSession:
         self._starved_s += now - began
         self._bytes_in += len(data or b"")
         if self._bytes_in >= MIN_BYTES_PER_S * self._starved_s:
-            self._starved_s, self._bytes_in = 0.0, 0
+            self._starved_s, self._bytes_in = silent_s or 0.0, 0
         return data
 
     def _end_soon(self) -> None:

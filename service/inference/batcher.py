@@ -191,7 +191,11 @@ class Batcher(Generic[Item, Result]):
         self._running_since.append(started)
         try:
             results = list(self._run_batch(items))
-            return results if len(results) == len(items) else None
+            if len(results) != len(items):
+                return None
+            self._measure(sum(map(self._cost_of, items)), time.perf_counter() - started)
+            self.on_wait(0.0)
+            return results
         except BaseException:
             log.warning("a batch of %d failed, the worker tries it again", len(items), exc_info=True)
             return None

@@ -196,7 +196,6 @@ class Embedder:
                 waited_s, ran_s = admission.waited_s, admission.ran_s
             else:
                 await self._add(clip, chunk, clip.inline_outputs)
-                self.batcher.on_wait(0.0)
                 waited_s, ran_s = 0.0, clip.inline_s
         finally:
             clip.stop_reading()

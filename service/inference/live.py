@@ -15,7 +15,8 @@ differs. An upload is cut into the longest windows; here nobody waits for more s
 
 Where a piece ends depends on the card, window_s and hop_s alone, never on how the bytes were cut into
 messages. One piece of a stream is in the queue at a time, and no more bytes are taken until it is done: who
-sends faster than real time waits, and takes turns with everybody else.
+sends faster than real time waits, and takes turns with everybody else. While nobody else has anything to run,
+the decode thread runs a piece itself: from bytes to a window in one turn.
 """
 
 import math
@@ -65,7 +66,8 @@ class LiveSound:
     ) -> None:
         self._embedder = embedder
         self._sound = sound
-        self._work = _Work(model, sound, window_s=window_s, hop_s=hop_s, head=head)
+        run_inline = embedder.batcher.run_inline
+        self._work = _Work(model, sound, run_inline, window_s=window_s, hop_s=hop_s, head=head)
         n_frames, _ = _usual_piece(model.card, hop_s)
         self._admission = embedder.batcher.admit_always(model.padded_length(n_frames))
 
@@ -92,7 +94,8 @@ class LiveSound:
         self._sound.abandon()
 
     async def _go(self, samples: Iterator[Array], deliver: Deliver, *, is_last: bool = False) -> None:
-        """A piece at a time: decoded, run, pooled. Pooling shares a thread's turn with the next decoding."""
+        """A piece at a time: decoded, run, pooled. Pooling shares a thread's turn with the next decoding, and
+        with running where nobody else has something to run."""
         step: _Step | None = None
         while True:
             step = await self._embedder.in_thread(partial(self._work.step, step, samples, is_last=is_last))
@@ -117,10 +120,18 @@ class _Work:
     """What happens in threads, one call at a time. `missing_s` is for in between."""
 
     def __init__(
-        self, model: Model, sound: SoundStream, *, window_s: float, hop_s: float, head: Head | None
+        self,
+        model: Model,
+        sound: SoundStream,
+        run_inline: Callable[[list[Job]], list[Output] | None],
+        *,
+        window_s: float,
+        hop_s: float,
+        head: Head | None,
     ) -> None:
         self._model = model
         self._sound = sound
+        self._run_inline = run_inline
         self._head = head
         is_exact = model.card.windows.kind == "exact"
         self._cutter = (
@@ -135,24 +146,31 @@ class _Work:
 
     @property
     def missing_s(self) -> float:
-        frontend = self._model.card.frontend
         n_frames = self._cutter.stop - self._held_from - self._held.shape[1]
-        n_samples = (n_frames - 1) * frontend.hop_length - self._logmel.n_waiting
-        return max(0.0, n_samples / self._model.card.sample_rate)
+        return self._logmel.n_missing(n_frames) / self._model.card.sample_rate
 
     def step(self, before: _Step | None, samples: Iterator[Array], *, is_last: bool) -> _Step:
-        """Pool what the step before has run, then decode up to the next piece."""
+        """Pool what the step before has left to be run, then decode up to the next piece. One piece is run
+        here, where nobody else waits."""
         windows: list[LiveWindow] = []
         if before is not None:
             assert before.job is not None
             assert before.output is not None
-            windows += self._pooled(before.job.piece.window, before.output)
+            windows += self._pooled(before.job, before.output)
+        job = self._next_job(samples, is_last=is_last)
+        outputs = None if job is None else self._run_inline([job])
+        if job is not None and outputs is not None:
+            windows += self._pooled(job, outputs[0])
+            job = self._next_job(samples, is_last=is_last)
+        if job is None and is_last:
+            windows += self._rest()
+        return _Step(windows, job)
+
+    def _next_job(self, samples: Iterator[Array], *, is_last: bool) -> Job | None:
         piece = self._next_piece(samples)
         if piece is None and is_last:
             piece = self._last_piece()
-            if piece is None:
-                windows += self._rest()
-        return _Step(windows, None if piece is None else Job(self._model, piece, frames=True))
+        return None if piece is None else Job(self._model, piece, frames=True)
 
     def _next_piece(self, samples: Iterator[Array]) -> Piece | None:
         """Takes samples until a piece is complete; None where there are not enough."""
@@ -196,8 +214,9 @@ class _Work:
             self._held_from += n_done
         return piece
 
-    def _pooled(self, window: Window, output: Output) -> list[LiveWindow]:
+    def _pooled(self, job: Job, output: Output) -> list[LiveWindow]:
         assert output.frames is not None
+        window = job.piece.window
         times_s = frame_times_s(self._model.card, window, len(output.frames))
         self._segments.add(times_s, output.frames, known_to_s=self._cutter.known_to_s)
         if self._is_closed:  # where the last ones end, the end of the sound tells: `_rest`

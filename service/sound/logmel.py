@@ -211,10 +211,11 @@ class LogMelStream:
             return 0
         return max(0, 1 + (len(self._waiting) - self._frontend.n_fft) // self._frontend.hop_length)
 
-    @property
-    def n_waiting(self) -> int:
-        """The samples of frames that are not complete."""
-        return len(self._waiting)
+    def n_missing(self, n: int) -> int:
+        """The samples without which n frames cannot be ready."""
+        needed = self._frontend.n_fft + (n - 1) * self._frontend.hop_length
+        mirrored = self._mirror if self._start_is_open else 0
+        return max(0, needed - mirrored - len(self._waiting))
 
     def take(self, n: int) -> Array:
         """(n_mels, n): the next n of the frames that are ready."""

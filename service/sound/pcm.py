@@ -13,6 +13,7 @@ little-endian samples and say so with `endianness=little-endian`, the parameter 
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -48,7 +49,7 @@ class RawPcm:
     rate_hz: int
     channels: int
 
-    @property
+    @cached_property
     def bytes_per_frame(self) -> int:
         return np.dtype(_TYPES[self.format][0]).itemsize * self.channels
 

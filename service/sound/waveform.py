@@ -89,10 +89,9 @@ class ColumnStream:
         """The columns that are complete and were not taken."""
         return len(self._waiting) // self._columns.frontend.hop_length
 
-    @property
-    def n_waiting(self) -> int:
-        """The samples that were not taken."""
-        return len(self._waiting)
+    def n_missing(self, n: int) -> int:
+        """The samples without which n columns cannot be ready."""
+        return max(0, n * self._columns.frontend.hop_length - len(self._waiting))
 
     def take(self, n: int) -> Array:
         """(hop_length, n): the next n of the columns that are ready, 1 or more."""

@@ -38,6 +38,7 @@ from service.http.stream_session import (
     stream_head,
 )
 from service.http.upload import media_type_of
+from service.http.websocket import GATHERING, StreamSocket
 
 router = APIRouter()
 
@@ -91,7 +92,7 @@ class _Lines(Response):
             await send({"type": "http.response.body", "body": line, "more_body": True})
 
         try:
-            if await self._session.run(body.next, send_line) not in ("client_left", "unread"):
+            if await self._session.run(body, send_line) not in ("client_left", "unread"):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             body.close()
@@ -111,7 +112,7 @@ class _Body:
         if self._asked is None and not self._is_read:
             self._asked = asyncio.ensure_future(self._receive())  # type: ignore[arg-type]
 
-    async def next(self) -> bytes | None:
+    async def receive(self, n_wanted: int) -> bytes | None:
         """Raises ClientDisconnect and UnreadError."""
         if self._is_read:
             return None
@@ -126,6 +127,9 @@ class _Body:
         body = message.get("body", b"")
         assert isinstance(body, bytes)
         return body
+
+    def release(self) -> float | None:
+        return None
 
     def check(self) -> None:
         """Raises ClientDisconnect where the client is known to have left, UnreadError where it was cut."""
@@ -157,15 +161,6 @@ async def stream_socket(websocket: WebSocket) -> None:
         except (WebSocketDisconnect, RuntimeError) as error:
             raise ClientDisconnect from error
 
-    async def receive() -> bytes | None:
-        message = await websocket.receive()
-        if message["type"] == "websocket.disconnect":
-            raise ClientDisconnect
-        data: bytes | None = message.get("bytes")
-        if data is None:
-            _check_asks_for_end(message.get("text") or "")
-        return data
-
     last: Message = {}
 
     async def send_and_note(message: Message) -> None:
@@ -183,7 +178,7 @@ async def stream_socket(websocket: WebSocket) -> None:
             model = model or await server.model(websocket, parameters.model)
             head = await stream_head(server, model, parameters)
             session = StreamSession(server, model, head, parameters, form, websocket.scope)
-            reason = await session.run(receive, send_and_note)
+            reason = await session.run(_Messages(websocket), send_and_note)
         except (ClientDisconnect, UnreadError, WebSocketDisconnect):
             raise
         except (
@@ -194,6 +189,29 @@ async def stream_socket(websocket: WebSocket) -> None:
     if reason not in ("client_left", "unread") and websocket.application_state is WebSocketState.CONNECTED:
         with contextlib.suppress(RuntimeError, WebSocketDisconnect):
             await websocket.close(_close_code(reason, last), str(last.get("error", "")) or None)
+
+
+class _Messages:
+    """The binary messages of a WebSocket, gathered where its protocol can."""
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+        self._socket: StreamSocket | None = websocket.scope.get(GATHERING)
+
+    async def receive(self, n_wanted: int) -> bytes | None:
+        """Raises ClientDisconnect, and BadRequest where text asks for something else than the end."""
+        if self._socket is not None:
+            self._socket.gather(n_wanted)
+        message = await self._websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise ClientDisconnect
+        data: bytes | None = message.get("bytes")
+        if data is None:
+            _check_asks_for_end(message.get("text") or "")
+        return data
+
+    def release(self) -> float | None:
+        return None if self._socket is None else self._socket.release()
 
 
 def _close_code(reason: str, last: Message) -> int:

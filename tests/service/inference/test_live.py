@@ -149,7 +149,9 @@ def test_how_sound_is_cut_into_messages_changes_nothing(
 def test_one_piece_of_a_stream_waits_at_a_time_however_fast_it_is_sent(
     toy_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two minutes at once: the rest of them takes no room in the queue, where clips may come in between."""
+    """Two minutes at once: the rest of them takes no room in the queue, where clips may come in between.
+    Every other piece is run by a decode thread, while nobody else waits, and takes no room at all.
+    """
     n_pieces: list[int] = []
     admitted: list[int] = []
 
@@ -176,7 +178,7 @@ def test_one_piece_of_a_stream_waits_at_a_time_however_fast_it_is_sent(
     run(work)
     assert len(n_pieces) >= 120
     assert set(n_pieces) == {1}
-    assert max(admitted) == min(admitted)
+    assert set(admitted) == {0, toy_model.padded_length(108)}
 
 
 def test_a_part_that_is_cut_out_with_its_surroundings_gives_the_same_windows() -> None:

@@ -126,6 +126,25 @@ def test_both_doors_say_what_classify_says(client: httpx.Client) -> None:
         assert [{**e, "score": 0} for e in events] == [{**e, "score": 0} for e in expected]
 
 
+def test_small_messages_are_gathered_until_a_piece_is_complete(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenth of a second each: a decode thread is asked once a window, and once for the end."""
+    pushed: list[int] = []
+    push = LiveSound.push
+
+    async def counted(live: LiveSound, data: bytes, deliver: Any) -> None:
+        pushed.append(len(data))
+        await push(live, data, deliver)
+
+    monkeypatch.setattr(LiveSound, "push", counted)
+    data = pcm(6)
+    messages, code = heard(client, cut(data, [3_200]), **PCM, head="moods", window_s=1)
+    assert (len(of_type(messages, "tags")), code) == (6, 1000)
+    assert sum(pushed) == len(data)
+    assert len(pushed) <= 6 + 1
+
+
 def test_the_embeddings_are_those_of_embed(client: httpx.Client) -> None:
     data = pcm(3)
     expected = embed(client, as_wav(data), window_s=1, hop_s=0.5)["windows"]["embeddings"]
