@@ -27,6 +27,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -183,7 +184,13 @@ class Model:
     def logmel_blocks(self, blocks: Iterable[Array]) -> Iterator[Array]:
         """The log-mel of a clip that comes in blocks (n,) of samples, as blocks (n_mels, frames): put
         together they are exactly `logmel` of the whole clip."""
-        stream = self.logmel_stream()
+        blocks = iter(blocks)
+        first = list(islice(blocks, 2))
+        if len(first) == 1:  # as most clips: nothing is kept for a next block, which takes four copies
+            yield self.logmel(first[0])
+            return
+        blocks, stream = chain(first, blocks), self.logmel_stream()
+        del first
         for block in blocks:
             yield from stream.push(block)
         yield from stream.close()

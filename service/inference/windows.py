@@ -270,16 +270,16 @@ class _Cutter:
 
 
 class _Total:
-    """Sum (in float64: an hour is 90 000 frames), maximum and number of frames (n, D), added bit by bit."""
+    """Sum, maximum and number of frames (n, D), added bit by bit, in float64: an hour is 90 000 frames."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def add(self, output: Output) -> None:
-        if self.count == 0:  # most clips end here: nothing is allocated before it is needed
-            self._sum, self._max = output.sum.astype(np.float64), output.max
+        if self.count == 0:  # most clips end here
+            self._sum, self._max = output.sum, output.max
         else:
-            self._sum += output.sum
+            self._sum = np.add(self._sum, output.sum, dtype=np.float64)
             self._max = np.maximum(self._max, output.max)
         self.count += output.count
 

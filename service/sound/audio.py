@@ -3,7 +3,8 @@
     file ─► parts ─► decoder ─► (n, channels) ─mean─► (n,) ─soxr─► (m,) at the model's rate, in [-1, 1]
 
     parts.py, headers.py    the sounds in the file, and what their headers tell
-    libsndfile.py           PCM in all containers, FLAC
+    wav.py                  16-bit PCM in a plain WAV
+    libsndfile.py           PCM in all other containers, FLAC
     ffmpeg.py               MP3, Ogg, M4A, AAC, WebM, WMA, AMR, and what libsndfile refuses
     resampling.py           one rate for all
 
@@ -46,6 +47,7 @@ from service.sound.formats import KNOWN_FORMATS
 from service.sound.libsndfile import SoundFileDecoder
 from service.sound.parts import Part, parts
 from service.sound.resampling import resampled
+from service.sound.wav import WavDecoder, wav_decoder
 
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 MAX_VALUES_PER_S = 384_000  # 192 kHz in stereo, or 48 kHz in 8 channels
@@ -157,10 +159,13 @@ def _not_empty(file: BinaryIO) -> BinaryIO:
     return file
 
 
-def _open_decoder(part: Part, stack: ExitStack) -> SoundFileDecoder | FFmpegDecoder | None:
+def _open_decoder(part: Part, stack: ExitStack) -> WavDecoder | SoundFileDecoder | FFmpegDecoder | None:
     """The first that can read it; libsndfile as a last resort, for it knows formats that FFmpeg does not."""
+    if part.kind == "WAV" and (decoder := wav_decoder(part)):
+        return decoder
     if part.kind in SOUNDFILE_KINDS:
         with suppress(*libsndfile.ERRORS):
+            part.file.seek(0)
             return SoundFileDecoder(part, stack)
     with suppress(*ffmpeg.ERRORS):
         part.file.seek(0)

@@ -226,7 +226,7 @@ def of_amr(file: BinaryIO, start: int, end: int) -> Told:
     return Told(start + 6, {})
 
 
-def chunks(file: BinaryIO, at: int, end: int, layout: Layout) -> Iterator[Chunk]:
+def chunks(file: Readable, at: int, end: int, layout: Layout) -> Iterator[Chunk]:
     """One after the other, up to the one that reaches the end or passes it."""
     n_head = layout.id_bytes + struct.calcsize(layout.size)
     for _ in range(MAX_CHUNKS):

@@ -15,7 +15,6 @@ import io
 import re
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any, BinaryIO, NamedTuple
 
 from service.errors import AudioUnreadable
@@ -39,9 +38,10 @@ class WholeFile:
         self.tell = file.tell
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with suppress(ValueError, OSError, OverflowError):
-            self._file.seek(offset, whence)
-        return self._file.tell()
+        try:
+            return self._file.seek(offset, whence)
+        except (ValueError, OSError, OverflowError):
+            return self._file.tell()
 
 
 class Slice:
