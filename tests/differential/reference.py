@@ -74,7 +74,7 @@ def resampled(mono: np.ndarray, rate_hz: int) -> np.ndarray:
     return np.clip(mono, -1, 1).astype(np.float32)
 
 
-def joined(parts: list[Heard]) -> Heard:
-    pieces = [piece for part in parts for piece in part.pieces]
+def joined(parts: list[Heard | None]) -> Heard:
+    pieces = [piece for part in parts if part for piece in part.pieces]
     of_one_rate = [(rate, list(same)) for rate, same in groupby(pieces, key=itemgetter(1))]
     return Heard(tuple((np.concatenate([mono for mono, _ in same]), rate) for rate, same in of_one_rate))

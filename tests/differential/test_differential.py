@@ -223,7 +223,7 @@ def changes(format_: Format, family: Family, rate_hz: int, channels: int) -> Ite
         yield from joined_rows(family, stored, other)
     else:
         both = other.read_bytes() + stored.read_bytes()
-        yield Case(f"{other.name} and {stored.name}", both, joined([each for each in (heard_other, heard) if each]))
+        yield Case(f"{other.name} and {stored.name}", both, joined([heard_other, heard]))
     if format_.tells_piped is None:
         return
     (piped,) = written(family, [(*shapes[1], True)])
