@@ -44,7 +44,7 @@ def settings(**changes: object) -> dict[str, str]:
 
 @contextmanager
 def serving(environment: Mapping[str, str] | None = None, **changes: object) -> Iterator[Running]:
-    server = viola(MODEL, "auto", max_queue_s="5")
+    server = viola(MODEL, "auto", max_queue_s="30")
     own = server.environment | settings(**changes) | dict(environment or {})
     with running(replace(server, name=f"faults of {os.getpid()}", environment=own)) as up:
         yield up
