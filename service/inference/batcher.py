@@ -99,6 +99,7 @@ class Batcher(Generic[Item, Result]):
         self._queue: deque[Admission[Item, Result]] = deque()
         self._pending: dict[_Call[Item, Result], Admission[Item, Result]] = {}  # queued or in a batch
         self._cost_per_s: float | None = None
+        self._alone_per_s: float | None = None
         self._overtakes = 0  # batches in a row that went before the first in the queue
         self._closing = False
         self._has_stale = False
@@ -174,12 +175,13 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def cost_per_s(self) -> float | None:
-        """The throughput of the last batches; None before the first."""
-        return self._cost_per_s
+        """The throughput of the last batches, before the first of them that of what ran alone; None before
+        both."""
+        return self._cost_per_s or self._alone_per_s
 
     def retry_after_s(self) -> int:
         """Whole seconds until what is admitted now will be done, at the throughput of the last batches."""
-        return max(1, math.ceil(self.admitted_cost / self._cost_per_s)) if self._cost_per_s else 1
+        return max(1, math.ceil(self.admitted_cost / self.cost_per_s)) if self.cost_per_s else 1
 
     def run_inline(self, items: list[Item]) -> list[Result] | None:
         """The results of items of one group, run at once in the caller's thread. None where others wait or
@@ -193,7 +195,9 @@ class Batcher(Generic[Item, Result]):
             results = list(self._run_batch(items))
             if len(results) != len(items):
                 return None
-            self._measure(sum(map(self._cost_of, items)), time.perf_counter() - started)
+            # Less than batches reach: the queue is not measured by it.
+            cost = sum(map(self._cost_of, items))
+            self._alone_per_s = _averaged(self._alone_per_s, cost, time.perf_counter() - started)
             self.on_wait(0.0)
             return results
         except BaseException:
@@ -367,10 +371,7 @@ class Batcher(Generic[Item, Result]):
                 self._has_stale = True
 
     def _measure(self, cost: int, seconds: float) -> None:
-        newest = cost / max(seconds, 1e-6)
-        self._cost_per_s = (
-            newest if self._cost_per_s is None else EMA_WEIGHT * newest + (1 - EMA_WEIGHT) * self._cost_per_s
-        )
+        self._cost_per_s = _averaged(self._cost_per_s, cost, seconds)
 
     def _run_locked(self, items: list[Item]) -> "tuple[float, list[Result | Exception]]":
         """In the worker thread: when it had the lock, and the outcomes."""
@@ -481,6 +482,12 @@ class _Call(Generic[Item, Result]):
         self._results[index] = outcome
         if len(self._results) == len(self.items):
             self.future.set_result([self._results[index] for index in range(len(self.items))])
+
+
+def _averaged(average: float | None, cost: int, seconds: float) -> float:
+    """The throughput of a run, and of those before it with less and less weight."""
+    newest = cost / max(seconds, 1e-6)
+    return newest if average is None else EMA_WEIGHT * newest + (1 - EMA_WEIGHT) * average
 
 
 class _QueuedItem(Generic[Item, Result]):
