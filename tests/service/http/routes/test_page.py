@@ -1,7 +1,7 @@
 """The page at `/` in a real browser: files dropped, sounds recorded, labels in words, errors in words.
 
 Skipped where there is no Chromium (`apt-get install chromium`; or VIOLA_CHROMIUM names another).
-VIOLA_SCREENSHOTS names a folder that screenshots are written to; the pictures of README and docs are its
+SCREENSHOTS names a folder that screenshots are written to; the pictures of README and docs are its
 `shipped_birds.png` and `shipped_birds_narrow.png`.
 """
 
@@ -42,7 +42,7 @@ FIXTURES = ROOT / "tests" / "fixtures"
 DOG = FIXTURES / "dog_bark_44k1_mono.ogg"
 KEY = "open-sesame"
 CHROMIUM = os.environ.get("VIOLA_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-SCREENSHOTS = os.environ.get("VIOLA_SCREENSHOTS")
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
 PATIENCE_MS = 60_000  # a shared machine
 CARD = "article:not([hidden])"  # of the sound that is chosen; one at a time is seen
 
