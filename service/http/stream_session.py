@@ -162,9 +162,8 @@ class StreamSession:
         door: Door,
         send: Callable[[Message], Awaitable[None]],
     ) -> EndReason:
-        """Until the client asks for the end or one of the limits ends it; the last
-        message is sent, and the reason returned. Raises Overloaded, before anything is sent, where there is
-        no room.
+        """Until the client asks for the end or one of the limits ends it; the last message is sent, and the
+        reason returned. Raises Overloaded, before anything is sent, where there is no room.
 
         send raises ClientDisconnect where the client has left, UnreadError where it does not read.
         """

@@ -53,7 +53,7 @@ class FFmpegDecoder:
             context.options = {"err_detect": "crccheck+explode"}
         elif context.codec.name == "vorbis" and n_samples:
             self._n_samples, context.options = n_samples, {"flags2": "skip_manual"}
-        self._frame_bytes = pcm_bytes(context.codec.name) * context.channels
+        self._frame_bytes = _pcm_bytes(context.codec.name) * context.channels
         self.promised_s = _promised_s(self._container.format.name, self._stream, part.head)
         self.header_s = self.promised_s
         # Of other containers FFmpeg has an estimate, by the bits per second of their first frames.
@@ -205,7 +205,7 @@ class _Account:
             )
 
 
-def pcm_bytes(codec: str) -> int:
+def _pcm_bytes(codec: str) -> int:
     """Of a sample, as the file has it; 0 of what is no PCM."""
     if not codec.startswith("pcm_"):
         return 0
